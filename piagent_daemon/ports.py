@@ -1,0 +1,417 @@
+"""The seams: what the engine wants from providers, stores, doors and the clock.
+
+Adapters implement these Protocols; the engine and the adapters never import each other.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from piagent_daemon.contract import AdminResponse, Event, Request, Usage
+
+Role = Literal["system", "user", "assistant"]
+
+# ----------------------------------------------------------------------------------------------------------- provider
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn as a model reads it; `images` are plain base64 strings without a `data:` prefix."""
+
+    role: Role
+    content: str
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One call of a model.
+
+    `messages` go to a chat interface by role; when `prompt` is set it is one finished text instead (PROMPT_STYLE=xml).
+    `options` are sampling options under Ollama's names, always with `num_predict`. `context_tokens` is the size of the
+    model's window: a load-time option, so it must be the same on every call of a model.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    options: Mapping[str, Any]
+    context_tokens: int
+    prompt: str | None = None
+    think: bool | str = False
+    format: Literal["json"] | Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a complete answer ended; durations in seconds, 0.0 where the server does not tell."""
+
+    reason: Literal["stop", "length"]
+    usage: Usage = Usage()
+    load_s: float = 0.0
+    prompt_s: float = 0.0
+    generate_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a provider yields: text or thought as it comes, and `finish` on the last one only.
+
+    One delta may hold several tokens: all that arrived in one read from the network.
+    """
+
+    text: str = ""
+    thinking: str = ""
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderState:
+    """What a short look at a model server showed; `error` is a sentence with a remedy, or None."""
+
+    reachable: bool
+    model_loaded: bool | None = None
+    model_found: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that the server has; `size` in bytes, 0 where unknown."""
+
+    name: str
+    size: int = 0
+    parameters: str = ""
+    quantization: str = ""
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """One step of a download; `completed` and `total` in bytes of the layer `digest`, 0 where the server is silent."""
+
+    status: str
+    digest: str = ""
+    completed: int = 0
+    total: int = 0
+
+
+class Provider(Protocol):
+    """A model server. Every method raises only ProviderError and its kin, or ContextOverflow."""
+
+    name: str
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """Stream one answer. The last delta has `finish`; a stream that ends without it raises ProviderError.
+
+        Closing the generator closes the connection, at which the server stops generating. No retries in here.
+        """
+        ...
+
+    async def prime(self, request: ChatRequest) -> None:
+        """Load the model and let it read the prompt of `request` (system text), generating next to nothing."""
+        ...
+
+    async def probe(self, model: str) -> ProviderState:
+        """Look whether the server answers and has `model`; cheap, bounded in time, never raises ProviderError."""
+        ...
+
+    async def models(self) -> list[ModelInfo]:
+        """List the models that the server has."""
+        ...
+
+    async def capabilities(self, model: str) -> frozenset[str]:
+        """Return the model's capabilities in Ollama's words: completion, tools, vision, thinking, embedding."""
+        ...
+
+    def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
+        """Download a model; closing the generator stops the download, which a later call resumes."""
+        ...
+
+    async def delete(self, model: str) -> None:
+        """Remove a model from the server."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
+
+
+# -------------------------------------------------------------------------------------------------------------- store
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One remembered message; `interrupted` marks an answer that was cut off by cancel or barge-in.
+
+    `tokens` is the size of an assistant's answer as the model server counted it, or None.
+    """
+
+    role: Literal["user", "assistant"]
+    content: str
+    ts: datetime
+    interrupted: bool = False
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is remembered of one conversation, oldest turn first.
+
+    `dropped` counts the turns that were cut from its front since it began; `agent` answered last, None in a new one.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    dropped: int = 0
+    agent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationInfo:
+    """One row of the list of conversations."""
+
+    conversation_id: str
+    turns: int
+    agent: str | None
+    last_used: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How a request came in. `key` names the delivery: the same message delivered again has the same key.
+
+    `key` rests on the client's request id where it gave one; else (`by_id` False) on the transport's packet id and a
+    digest, and then it only counts when the transport says that the message is `redelivered`. `durable` tells whether
+    the transport brings the message back when it is not settled.
+    """
+
+    key: str
+    by_id: bool
+    redelivered: bool
+    durable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What the store knows of a delivery: its ids, the number of the coming attempt, its earlier end.
+
+    `crashes` counts attempts that ended with the process; `terminal` is the stored terminal event as JSON, or None;
+    `duplicate` tells that this delivery was known before.
+    """
+
+    conversation_id: str
+    request_id: str
+    attempt: int = 1
+    crashes: int = 0
+    terminal: bytes | None = None
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one request, stored as one unit: its terminal event and what the conversation becomes.
+
+    `turns` are appended after `drop` turns were cut from the front of the history that the turn began with. With
+    `turns` empty and `drop` 0 the conversation stays as it is.
+    """
+
+    conversation_id: str
+    request_id: str
+    terminal: bytes
+    agent: str | None = None
+    turns: tuple[Turn, ...] = ()
+    drop: int = 0
+
+
+class ConversationStore(Protocol):
+    """Conversations, and a journal of requests that makes redelivery harmless.
+
+    No method raises for a full or broken disk: the store goes on in memory, `problem` says so, and it tries again.
+    """
+
+    name: str
+    """What health calls it: `memory` or `sqlite`."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why conversations are not kept on disk though they should be; None when all is well."""
+        ...
+
+    def count(self) -> int:
+        """How many conversations are remembered."""
+        ...
+
+    async def open(self, delivery: Delivery, ticket: Ticket) -> Ticket:
+        """Enter a delivery under the fresh ids of `ticket`, or return the ticket that a same delivery has already."""
+        ...
+
+    async def begin(self, request_id: str, conversation_id: str) -> Ticket:
+        """Count one more attempt at a request, before the model is called; return the ticket with its number.
+
+        `crashes` in it counts the earlier attempts that neither ended (`commit`) nor were given back (`release`).
+        """
+        ...
+
+    async def release(self, request_id: str, conversation_id: str) -> None:
+        """Give an attempt back at a graceful stop: the request will come again, and this was no crash."""
+        ...
+
+    async def load(self, conversation_id: str) -> Conversation:
+        """Return what is remembered; an empty Conversation for an unknown or expired one. Counts as use (LRU, TTL)."""
+        ...
+
+    async def commit(self, outcome: Outcome) -> None:
+        """Store a terminal event and the turns that belong to it, all or nothing, durable when this returns."""
+        ...
+
+    async def clear(self, conversation_id: str | None = None) -> int:
+        """Forget one conversation or all of them; return how many were forgotten."""
+        ...
+
+    async def conversations(self) -> list[ConversationInfo]:
+        """List the conversations, last used first."""
+        ...
+
+    async def sweep(self) -> int:
+        """Forget what has outlived MEMORY_TTL_MIN and the journal's old entries; return the conversations forgotten."""
+        ...
+
+    async def aclose(self) -> None:
+        """Write what is left and close the file."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------------------- door
+
+
+class Channel(Protocol):
+    """Where the events of one request go. The door makes one for each request that comes in."""
+
+    def send(self, event: Event) -> None:
+        """Hand over one event, never waiting. A terminal event settles the input once the transport has it safely."""
+        ...
+
+    def send_again(self, terminal: bytes) -> None:
+        """Hand over a stored terminal event once more, for a request that came in twice."""
+        ...
+
+    def abandon(self) -> None:
+        """Leave the input unsettled: the transport brings it back after the restart."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request as a door understood it. `conversation_id` None asks for a new conversation.
+
+    `received` is the monotonic time in seconds at which it came in.
+    """
+
+    request: Request
+    conversation_id: str | None
+    delivery: Delivery
+    received: float
+
+
+class Intake(Protocol):
+    """What the doors want from the engine."""
+
+    async def submit(self, incoming: Incoming, channel: Channel) -> None:
+        """Take one request in; returns when it is queued, refused or a known duplicate, never waits for an answer."""
+        ...
+
+    def cancel(self, conversation_id: str, request_id: str | None = None) -> None:
+        """Stop the running answer of a conversation; without an id also drop what waits."""
+        ...
+
+    async def reset(self, conversation_id: str) -> None:
+        """Forget a conversation; a running answer goes on but is not remembered."""
+        ...
+
+    def refused(self, reason: str) -> None:
+        """Count something that came in and has no safe topic to be answered on."""
+        ...
+
+
+class Admin(Protocol):
+    """What answers `piagent/request/<method>`."""
+
+    def handle(self, method: str, payload: bytes) -> AsyncGenerator[AdminResponse, None]:
+        """Answer one admin request: any number of progress responses, then exactly one ok or error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DoorState:
+    """How a door stands. `reasons` are health reasons (`acl_publish` …); `detail` is for people."""
+
+    connected: bool
+    protocol: Literal["5", "3.1.1"] | None = None
+    reasons: tuple[str, ...] = ()
+    detail: str = ""
+
+
+class FrontDoor(Protocol):
+    """A way in and out. Lives as an async context manager between `start` and `stop`."""
+
+    @property
+    def state(self) -> DoorState: ...
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the receive loop makes progress; being disconnected is no lack of progress."""
+        ...
+
+    async def start(self) -> None:
+        """Begin connecting; returns at once. The door keeps trying for ever."""
+        ...
+
+    async def ready(self) -> None:
+        """Return when the subscriptions are acknowledged for the first time."""
+        ...
+
+    def announce(self, name: str, payload: bytes) -> None:
+        """Publish one retained message under the base topic (`health`, `info`), now and after each reconnect."""
+        ...
+
+    async def stop_intake(self) -> None:
+        """Take nothing new from the transport; what is in stays in."""
+        ...
+
+    async def stop(self, farewell: bytes, deadline_s: float) -> None:
+        """Wait for acknowledgements, say goodbye on the health topic, disconnect; at most `deadline_s` seconds."""
+        ...
+
+
+# -------------------------------------------------------------------------------------------------------------- clock
+
+
+class Clock(Protocol):
+    """Time, injected. Deadlines and ages rest on `monotonic`; the wall clock only informs."""
+
+    def now(self) -> datetime:
+        """Return the wall time, aware, in UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never jump."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One thing that the engine saw, for health to count."""
+
+    kind: Literal["request", "duplicate", "refused", "event"]
+    event: Event | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """How the scheduler stands."""
+
+    active: int
+    waiting: int
+    limit: int
+    conversations: Sequence[str] = field(default=())
