@@ -3,8 +3,8 @@
 Adapters implement these Protocols; the engine and the adapters never import each other.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -295,6 +295,10 @@ class Channel(Protocol):
         """Hand over a stored terminal event once more, for a request that came in twice."""
         ...
 
+    def drop(self) -> None:
+        """Settle the input without an answer (a loop was broken)."""
+        ...
+
     def abandon(self) -> None:
         """Leave the input unsettled: the transport brings it back after the restart."""
         ...
@@ -329,7 +333,11 @@ class Intake(Protocol):
         ...
 
     def refused(self, reason: str) -> None:
-        """Count something that came in and has no safe topic to be answered on."""
+        """Count something that came in and was not taken: no safe topic, no valid request, a copy of our own event."""
+        ...
+
+    def duplicate(self) -> None:
+        """Count a request that came in again while it is being answered."""
         ...
 
 
@@ -396,22 +404,3 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Return seconds that never jump."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """One thing that the engine saw, for health to count."""
-
-    kind: Literal["request", "duplicate", "refused", "event"]
-    event: Event | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueState:
-    """How the scheduler stands."""
-
-    active: int
-    waiting: int
-    limit: int
-    conversations: Sequence[str] = field(default=())

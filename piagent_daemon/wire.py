@@ -1,0 +1,165 @@
+"""Payloads in, payloads out: the one place where bytes from outside become a Request.
+
+Source: contract sections 2 (requests), 3 (events) and 6 (loops).
+"""
+
+import base64
+import binascii
+import json
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from piagent_daemon.contract import ErrorEvent, Request
+from piagent_daemon.errors import InvalidRequest, PiagentError
+from piagent_daemon.ports import Clock
+from piagent_daemon.settings import Settings
+
+_EVENT_TYPES: Final = frozenset({"accepted", "status", "chunk", "sentence", "final", "error"})
+_EVENT_KEYS: Final = frozenset({"type", "conversation_id", "request_id", "seq"})
+
+
+def parse_request(payload: bytes, settings: Settings) -> Request:
+    """Read a request: a JSON object, or any other UTF-8 text as the message itself.
+
+    JSON strings and numbers count as their text. Raises InvalidRequest with a sentence naming what is wrong.
+    """
+    if len(payload) > settings.max_payload_bytes:
+        raise InvalidRequest(f"The payload has {len(payload)} bytes; at most {settings.max_payload_bytes} are taken.")
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("The payload is not UTF-8 text.") from None
+    if text.lstrip().startswith("{"):
+        request = _parse_object(text)
+    else:
+        request = Request(message=_plain(text))
+    return _check(request, settings)
+
+
+def _parse_object(text: str) -> Request:
+    try:
+        return Request.model_validate_json(text.strip())
+    except ValidationError as error:
+        raise InvalidRequest(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """Turn pydantic's findings into one sentence each, naming the field and never quoting a value."""
+    found = []
+    for problem in error.errors(include_input=False, include_url=False, include_context=False)[:5]:
+        where = ".".join(str(part) for part in problem["loc"])[:64]
+        match problem["type"]:
+            case "extra_forbidden":
+                found.append(f'Unknown field "{where}".')
+            case "missing":
+                found.append(f'The field "{where}" is missing.')
+            case "json_invalid":
+                found.append("The payload starts like a JSON object but is not valid JSON.")
+            case _:
+                found.append(f'The field "{where}" is not valid: {problem["msg"]}.' if where else f"{problem['msg']}.")
+    return " ".join(found)
+
+
+def _plain(text: str) -> str:
+    """Return the message in a payload that is no JSON object."""
+    stripped = text.strip()
+    if stripped[:1] == '"':
+        try:
+            value = json.loads(stripped)
+        except ValueError:
+            return text
+        return value if isinstance(value, str) and value.isprintable() else text
+    return text
+
+
+def _check(request: Request, settings: Settings) -> Request:
+    message = request.message.strip()
+    if not message:
+        raise InvalidRequest("The message is empty.")
+    if len(message) > settings.max_message_chars:
+        raise InvalidRequest(
+            f"The message has {len(message)} characters; at most {settings.max_message_chars} are taken."
+        )
+    if not is_sendable(message):
+        raise InvalidRequest("The message holds characters that are not valid Unicode text.")
+    for number, image in enumerate(request.images):
+        _check_image(image, number, settings.max_image_bytes)
+    return request if message == request.message else request.model_copy(update={"message": message})
+
+
+def is_sendable(text: str) -> bool:
+    """Tell whether `text` can be written as UTF-8 (it holds no lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def image_base64(image: str) -> str:
+    """Return the plain base64 of an image given as base64 or as a `data:` URL."""
+    return image.partition(",")[2] if image.startswith("data:") else image
+
+
+def _check_image(image: str, number: int, limit: int) -> None:
+    encoded = image_base64(image)
+    if len(encoded) * 3 // 4 > limit + 2:
+        raise InvalidRequest(f'"images.{number}" is larger than {limit} bytes.')
+    try:
+        size = len(base64.b64decode(encoded, validate=True))
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f'"images.{number}" is neither base64 nor a base64 "data:" URL.') from None
+    if not 0 < size <= limit:
+        raise InvalidRequest(f'"images.{number}" is empty or larger than {limit} bytes.')
+
+
+def _object_in(payload: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def request_id_in(payload: bytes) -> str | None:
+    """Return the id that a request names even though it is refused, so that its sender knows which one it was."""
+    found = _object_in(payload).get("id")
+    return found if isinstance(found, str) and 0 < len(found) <= 128 and is_sendable(found) else None
+
+
+def metadata_in(payload: bytes) -> dict[str, Any]:
+    """Return the metadata of a request that is refused."""
+    found = _object_in(payload).get("metadata")
+    return found if isinstance(found, dict) else {}
+
+
+def is_own_event(payload: bytes) -> bool:
+    """Tell whether a payload is one of our own events, copied back by a flow."""
+    if b'"request_id"' not in payload or b'"seq"' not in payload:
+        return False
+    value = _object_in(payload)
+    return value.keys() >= _EVENT_KEYS and value.get("type") in _EVENT_TYPES
+
+
+def refusal(
+    error: PiagentError,
+    *,
+    conversation_id: str,
+    request_id: str,
+    clock: Clock,
+    metadata: dict[str, Any] | None = None,
+) -> ErrorEvent:
+    """Return the only event of a request that was not taken."""
+    return ErrorEvent(
+        conversation_id=conversation_id,
+        request_id=request_id,
+        attempt=1,
+        seq=0,
+        ts=clock.now(),
+        code=error.code,
+        message=str(error),
+        status_code=error.status_code,
+        retryable=error.retryable,
+        metadata=metadata or {},
+    )
