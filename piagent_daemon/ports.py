@@ -159,11 +159,13 @@ class Conversation:
     """What is remembered of one conversation, oldest turn first.
 
     `dropped` counts the turns that were cut from its front since it began; `agent` answered last, None in a new one.
+    `epoch` dates this reading: hand it on in the Outcome, so that a `clear` in between is noticed.
     """
 
     turns: tuple[Turn, ...] = ()
     dropped: int = 0
     agent: str | None = None
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,8 @@ class Outcome:
     """The end of one request, stored as one unit: its terminal event and what the conversation becomes.
 
     `turns` are appended after `drop` turns were cut from the front of the history that the turn began with. With
-    `turns` empty and `drop` 0 the conversation stays as it is.
+    `turns` empty and `drop` 0 the conversation stays as it is. `epoch` is that of the Conversation which the turn
+    loaded: when the conversation was cleared after that, only the terminal event is stored.
     """
 
     conversation_id: str
@@ -221,6 +224,7 @@ class Outcome:
     agent: str | None = None
     turns: tuple[Turn, ...] = ()
     drop: int = 0
+    epoch: int = 0
 
 
 class ConversationStore(Protocol):
@@ -239,6 +243,10 @@ class ConversationStore(Protocol):
 
     def count(self) -> int:
         """How many conversations are remembered."""
+        ...
+
+    async def start(self) -> None:
+        """Open the file, if there is one, and take in what an earlier process left; call it first, and once."""
         ...
 
     async def open(self, delivery: Delivery, ticket: Ticket) -> Ticket:
