@@ -336,8 +336,8 @@ class Intake(Protocol):
         """Stop the running answer of a conversation; without an id also drop what waits."""
         ...
 
-    async def reset(self, conversation_id: str) -> None:
-        """Forget a conversation; a running answer goes on but is not remembered."""
+    async def reset(self, conversation_id: str) -> int:
+        """Forget a conversation, a running answer included, which goes on; return how many were remembered: 0 or 1."""
         ...
 
     def refused(self, reason: str) -> None:

@@ -30,10 +30,7 @@ def parse_request(payload: bytes, settings: Settings) -> Request:
         text = payload.decode()
     except UnicodeDecodeError:
         raise InvalidRequest("The payload is not UTF-8 text.") from None
-    if text.lstrip().startswith("{"):
-        request = _parse_object(text)
-    else:
-        request = Request(message=_plain(text))
+    request = _parse_object(text) if text.lstrip().startswith("{") else Request(message=_plain(text))
     return _check(request, settings)
 
 
@@ -69,7 +66,7 @@ def _plain(text: str) -> str:
             value = json.loads(stripped)
         except ValueError:
             return text
-        return value if isinstance(value, str) and value.isprintable() else text
+        return value if isinstance(value, str) else text
     return text
 
 

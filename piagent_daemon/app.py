@@ -1,0 +1,109 @@
+"""The wiring: the only file that names concrete classes."""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from piagent_daemon import __version__, doors, log, providers, settings, stores
+from piagent_daemon.admin import AdminDesk
+from piagent_daemon.agents import load_agents
+from piagent_daemon.contract import Offline
+from piagent_daemon.daemon import Daemon
+from piagent_daemon.errors import ConfigError
+from piagent_daemon.health import Reporter, Tally
+from piagent_daemon.reporting import Reporting
+from piagent_daemon.scheduler import Scheduler
+from piagent_daemon.settings import Loaded, Settings
+from piagent_daemon.systemd import Notifier
+from piagent_daemon.turn import Assistant, Config
+from piagent_daemon.warmup import Warmup
+from piagent_daemon.watch import ProviderWatch
+from piagent_daemon.window import Ledger
+
+
+class SystemClock:
+    """The machine's own clocks (`ports.Clock`)."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def build(loaded: Loaded) -> Daemon:
+    """Put the daemon together; connects to nothing yet. Raises ConfigError."""
+    config = configure(loaded.settings)
+    clock, notifier, tally = SystemClock(), Notifier(), Tally(SystemClock())
+    provider = providers.create(config.settings.provider, config.settings)
+    store = stores.create(config.settings, clock)
+    assistant = Assistant(config, provider, store, Ledger(), clock)
+    scheduler = Scheduler(assistant, config, store, tally, clock)
+    watch = ProviderWatch(provider, config)
+    admin = AdminDesk(
+        config, scheduler, store, provider, health=lambda: reporting.health(), info=lambda: reporting.info()
+    )
+    door = doors.create("mqtt", config.settings, scheduler, admin, clock, Offline().encode())
+    reporting = Reporting(
+        config=config,
+        door=door,
+        scheduler=scheduler,
+        watch=watch,
+        reporter=Reporter(tally, store, clock),
+        tally=tally,
+        notifier=notifier,
+    )
+    watch.on_change = door.on_change = reporting.changed
+    tally.on_end = watch.ended
+    return Daemon(
+        config=config,
+        door=door,
+        scheduler=scheduler,
+        store=store,
+        provider=provider,
+        reporting=reporting,
+        watch=watch,
+        warmup=Warmup(provider, config, lambda: scheduler.idle),
+        notifier=notifier,
+        reload=lambda: reload(config, loaded.path),
+    )
+
+
+def configure(chosen: Settings) -> Config:
+    """Return settings and agents that fit each other. Raises ConfigError."""
+    agents = load_agents(Path(chosen.prompts_dir) if chosen.prompts_dir else None)
+    if chosen.default_agent not in agents:
+        raise ConfigError(f"DEFAULT_AGENT: there is no agent {chosen.default_agent!r}; known: {', '.join(agents)}")
+    return Config(chosen, agents)
+
+
+async def reload(current: Config, path: Path | None) -> Config:
+    """Read settings and agents anew; what needs a restart keeps its value. Raises ConfigError."""
+    loaded = await asyncio.to_thread(settings.load_settings, path)
+    fresh = await asyncio.to_thread(configure, settings.reloaded(current.settings, loaded.settings))
+    log.configure(fresh.settings.log_level, fresh.settings.log_format)
+    return fresh
+
+
+def run(loaded: Loaded) -> int:
+    """Run the daemon until it is told to stop; return its exit code."""
+    log.configure(loaded.settings.log_level, loaded.settings.log_format)
+    logging.getLogger("piagent").info("piagent %s starts", __version__)
+    daemon = build(loaded)
+    # What is there now stays for ever: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    return asyncio.run(daemon.run())
+
+
+@asynccontextmanager
+async def running(loaded: Loaded) -> AsyncGenerator[Daemon, None]:
+    """Run the daemon inside somebody else's event loop, as the demo does."""
+    daemon = build(loaded)
+    async with daemon.running():
+        yield daemon

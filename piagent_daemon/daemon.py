@@ -1,0 +1,176 @@
+"""The daemon's life: start, ready, serve, drain, stop (contract section 10)."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+from piagent_daemon.contract import Offline
+from piagent_daemon.errors import ConfigError
+from piagent_daemon.ports import ConversationStore, FrontDoor, Provider
+from piagent_daemon.reporting import Reporting
+from piagent_daemon.scheduler import Scheduler
+from piagent_daemon.systemd import Notifier
+from piagent_daemon.turn import Config
+from piagent_daemon.warmup import Warmup
+from piagent_daemon.watch import ProviderWatch
+
+log = logging.getLogger("piagent.daemon")
+
+BROKER_PATIENCE_S: Final = 10.0
+"""After this long without a broker the start counts as done, so that boot order causes no restarts."""
+FAREWELL_S: Final = 5.0
+SWEEP_S: Final = 60.0
+
+
+class Daemon:
+    """Owns the parts that live as long as the process, and every task among them."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        door: FrontDoor,
+        scheduler: Scheduler,
+        store: ConversationStore,
+        provider: Provider,
+        reporting: Reporting,
+        watch: ProviderWatch,
+        warmup: Warmup,
+        notifier: Notifier,
+        reload: Callable[[], Awaitable[Config]],
+    ) -> None:
+        self.config = config
+        self.door = door
+        self._scheduler = scheduler
+        self._store = store
+        self._provider = provider
+        self._reporting = reporting
+        self._watch = watch
+        self._warmup = warmup
+        self._notifier = notifier
+        self._reload = reload
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] | None = None
+        self.stopping = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    async def run(self) -> int:
+        """Live until SIGTERM or SIGINT; return the exit code: 0, or 1 when a part of the daemon died."""
+        with self._signals():
+            async with self.running():
+                await self.stopping.wait()
+        return 1 if self._failed and self._failed.done() else 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """Start, tell systemd when ready, and on leaving drain and stop."""
+        self._failed = asyncio.get_running_loop().create_future()
+        await self._store.start()
+        await self.door.start()
+        self._start(self._announce_ready(), "announce ready")
+        self._start(self._watch.run(), "watch the model server")
+        self._start(self._reporting.run(), "report health")
+        self._start(self._sweep(), "sweep the memory")
+        self._start(self._ping(), "ping the watchdog")
+        self._warmup.begin()
+        try:
+            yield
+        finally:
+            await self._stop()
+
+    async def _announce_ready(self) -> None:
+        try:
+            await asyncio.wait_for(self.door.ready(), BROKER_PATIENCE_S)
+        except TimeoutError:
+            log.warning("no broker yet; waiting for it: %s", self.door.state.detail)
+        self._notifier.ready()
+        self._reporting.changed()
+
+    async def _stop(self) -> None:
+        self._notifier.stopping()
+        log.info("stopping: finishing what runs")
+        await self.door.stop_intake()
+        await self._warmup.stop()
+        await self._scheduler.drain(self.config.settings.shutdown_grace_s, self.hurry)
+        await self.door.stop(Offline().encode(), FAREWELL_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._provider.aclose()
+        await self._store.aclose()
+        log.info("stopped")
+
+    # ----------------------------------------------------------------------------------------------------- the upkeep
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            await self._store.sweep()
+
+    async def _ping(self) -> None:
+        """Ping the watchdog from the loop that does the work, and only while the work goes on."""
+        interval_s = self._notifier.watchdog_interval()
+        while interval_s is not None:
+            if self.door.alive and self._scheduler.alive:
+                self._notifier.watchdog()
+            await asyncio.sleep(interval_s)
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Stop the daemon when one of its tasks dies by a defect: systemd starts it anew, and nothing is lost."""
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.critical("the task %r died", task.get_name(), exc_info=error)
+        if self._failed and not self._failed.done():
+            self._failed.set_result(None)
+        self.stopping.set()
+
+    # -------------------------------------------------------------------------------------------------------- signals
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Begin to stop; called again, stop at once."""
+        if self.stopping.is_set():
+            self.hurry.set()
+        self.stopping.set()
+
+    def reload(self) -> None:
+        """Read settings and agents anew; what cannot be read leaves the old ones in force."""
+        self._start(self._do_reload(), "reload")
+
+    async def _do_reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            fresh = await self._reload()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("reload refused: %s", problem)
+            self._reporting.config_rejected = True
+        else:
+            changed = {name for name, agent in fresh.agents.items() if self.config.agents.get(name) != agent}
+            self.config.settings, self.config.agents = fresh.settings, fresh.agents
+            self._reporting.config_rejected = False
+            self._warmup.begin(changed)
+            log.info("reloaded: %d agents", len(fresh.agents))
+        self._reporting.introduce()
+        self._reporting.changed()
+        self._notifier.ready()

@@ -1,0 +1,129 @@
+"""What health says, reduced from what the engine saw."""
+
+import os
+import statistics
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from piagent_daemon import __version__
+from piagent_daemon.contract import (
+    ErrorEvent,
+    Health,
+    MemoryHealth,
+    ProcessHealth,
+    ProviderHealth,
+    QueueHealth,
+    Speed,
+    Totals,
+)
+from piagent_daemon.contract import Final as FinalEvent
+from piagent_daemon.ports import Clock, ConversationStore, DoorState
+
+RECENT: Final = 20
+"""Answers that the medians of speed rest on."""
+OVERLOAD_S: Final = 30.0
+LOOP_S: Final = 60.0
+
+
+class Tally:
+    """Counts what happened since the start of the process."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.on_end: Callable[[FinalEvent | ErrorEvent], None] | None = None
+        self._clock = clock
+        self._totals = dict.fromkeys(Totals.model_fields, 0)
+        self._first_token_s: deque[float] = deque(maxlen=RECENT)
+        self._tokens_per_s: deque[float] = deque(maxlen=RECENT)
+        self._passing: dict[str, float] = {}
+
+    def request(self) -> None:
+        self._totals["requests"] += 1
+
+    def duplicate(self) -> None:
+        self._totals["duplicates"] += 1
+
+    def refused(self, reason: str) -> None:
+        self._totals["refused"] += 1
+        if reason.startswith("loop:"):
+            self._passing[reason] = self._clock.monotonic() + LOOP_S
+
+    def overload(self) -> None:
+        self._passing["overload"] = self._clock.monotonic() + OVERLOAD_S
+
+    def ended(self, event: FinalEvent | ErrorEvent) -> None:
+        """Count a terminal event."""
+        if self.on_end:
+            self.on_end(event)
+        if isinstance(event, ErrorEvent):
+            self._totals["cancelled" if event.code == "cancelled" else "errors"] += 1
+            return
+        self._totals["cancelled" if event.finish_reason == "cancelled" else "replies"] += 1
+        self._totals["prompt_tokens"] += event.usage.prompt_tokens
+        self._totals["completion_tokens"] += event.usage.completion_tokens
+        if event.finish_reason != "cancelled":
+            self._first_token_s.append(event.timing.first_token_s)
+            if event.timing.tokens_per_s:
+                self._tokens_per_s.append(event.timing.tokens_per_s)
+
+    @property
+    def totals(self) -> Totals:
+        return Totals(**self._totals)
+
+    @property
+    def speed(self) -> Speed:
+        return Speed(first_token_s=_median(self._first_token_s), tokens_per_s=_median(self._tokens_per_s))
+
+    @property
+    def reasons(self) -> list[str]:
+        """Return the health reasons that pass by themselves, such as `overload`."""
+        now = self._clock.monotonic()
+        self._passing = {reason: until for reason, until in self._passing.items() if until > now}
+        return sorted(self._passing)
+
+
+class Reporter:
+    """Composes the health message; holds what does not change."""
+
+    def __init__(self, tally: Tally, store: ConversationStore, clock: Clock) -> None:
+        self._tally = tally
+        self._store = store
+        self._clock = clock
+        self._started_at = clock.now()
+        self._started = clock.monotonic()
+
+    def health(
+        self, *, door: DoorState, provider: ProviderHealth, queue: QueueHealth, reasons: Sequence[str] = ()
+    ) -> Health:
+        """Return the health of this moment; any reason at all makes it `degraded`."""
+        found = [*reasons, *door.reasons, *self._tally.reasons]
+        if self._store.problem:
+            found.append("memory_not_persisted")
+        return Health(
+            status="degraded" if found else "ok",
+            reasons=list(dict.fromkeys(found)),
+            version=__version__,
+            protocol=door.protocol,
+            started_at=self._started_at,
+            ts=self._clock.now(),
+            provider=provider,
+            queue=queue,
+            memory=MemoryHealth(conversations=self._store.count(), store=self._store.name),
+            totals=self._tally.totals,
+            speed=self._tally.speed,
+            process=ProcessHealth(rss_mb=rss_mb(), uptime_s=round(self._clock.monotonic() - self._started, 1)),
+        )
+
+
+def rss_mb() -> float:
+    """Return the resident memory of this process in MiB. Source: proc(5), /proc/self/statm."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1048576, 1)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return round(statistics.median(values), 3) if values else None

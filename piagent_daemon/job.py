@@ -1,0 +1,77 @@
+"""One request on its way through the engine, and the numbering of its events."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from piagent_daemon.agents import Agent
+from piagent_daemon.contract import ErrorEvent, Event, Request
+from piagent_daemon.errors import PiagentError
+from piagent_daemon.ports import Channel, Clock
+
+E = TypeVar("E", bound=Event)
+Stop = Literal["cancelled", "shutdown"]
+
+
+class Stamp:
+    """Makes the events of one attempt: `seq` counts from 0 over all types."""
+
+    def __init__(self, conversation_id: str, request_id: str, attempt: int, clock: Clock) -> None:
+        self.attempt = attempt
+        self._ids = (conversation_id, request_id)
+        self._clock = clock
+        self._seq = 0
+
+    def __call__(self, kind: type[E], **fields: Any) -> E:
+        """Return the next event of class `kind`; `fields` are what it adds."""
+        seq, self._seq = self._seq, self._seq + 1
+        conversation_id, request_id = self._ids
+        return kind(
+            conversation_id=conversation_id,
+            request_id=request_id,
+            attempt=self.attempt,
+            seq=seq,
+            ts=self._clock.now(),
+            **fields,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request that was accepted. `received` is monotonic seconds; `durable` as in `ports.Delivery`."""
+
+    request: Request
+    conversation_id: str
+    request_id: str
+    agent: Agent
+    model: str
+    channel: Channel
+    stamp: Stamp
+    received: float
+    durable: bool
+    stopped: Stop | None = None
+    _close: Callable[[], None] | None = field(default=None, repr=False)
+
+    def stop(self, why: Stop) -> None:
+        """End the running answer as soon as can be; the first reason stays."""
+        self.stopped = self.stopped or why
+        if self._close:
+            self._close()
+
+    def attach(self, close: Callable[[], None]) -> None:
+        """Name what has to be closed when this job is stopped."""
+        self._close = close
+        if self.stopped:
+            close()
+
+    def failure(self, error: PiagentError, partial: str = "") -> ErrorEvent:
+        """Return the terminal event that says why there is no answer."""
+        return self.stamp(
+            ErrorEvent,
+            code=error.code,
+            message=str(error),
+            status_code=error.status_code,
+            retryable=error.retryable,
+            partial=partial,
+            metadata=self.request.metadata,
+        )

@@ -1,0 +1,131 @@
+"""Publishes health and info: on every change of status, and every HEALTH_INTERVAL_S."""
+
+import asyncio
+import logging
+from typing import Final
+
+from piagent_daemon import CONTRACT_VERSION, __version__
+from piagent_daemon.contract import AgentInfo, Health, Info
+from piagent_daemon.health import Reporter, Tally
+from piagent_daemon.ports import FrontDoor
+from piagent_daemon.scheduler import Scheduler
+from piagent_daemon.systemd import Notifier
+from piagent_daemon.topics import Topics
+from piagent_daemon.turn import Config
+from piagent_daemon.watch import ProviderWatch
+
+log = logging.getLogger("piagent.health")
+
+LIMITS: Final = (
+    "ctx_tokens",
+    "max_tokens",
+    "max_concurrent",
+    "max_waiting",
+    "max_message_chars",
+    "max_payload_bytes",
+    "max_image_bytes",
+    "memory_max_turns",
+    "memory_max_conversations",
+)
+
+
+class Reporting:
+    """Looks at all parts and tells the broker and systemd how they stand."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        door: FrontDoor,
+        scheduler: Scheduler,
+        watch: ProviderWatch,
+        reporter: Reporter,
+        tally: Tally,
+        notifier: Notifier,
+    ) -> None:
+        self.config_rejected = False
+        self._config = config
+        self._door = door
+        self._scheduler = scheduler
+        self._watch = watch
+        self._reporter = reporter
+        self._tally = tally
+        self._notifier = notifier
+        self._wake = asyncio.Event()
+        self._last: tuple[object, ...] | None = None
+
+    def health(self) -> Health:
+        """Return the health of this moment."""
+        reasons = [reason] if (reason := self._watch.reason) else []
+        if self.config_rejected:
+            reasons.append("config_rejected")
+        return self._reporter.health(
+            door=self._door.state, provider=self._watch.health, queue=self._scheduler.queue, reasons=reasons
+        )
+
+    def info(self) -> Info:
+        """Return the description of this daemon."""
+        settings, topics = self._config.settings, Topics(self._config.settings.mqtt_base_topic)
+        model = settings.ollama_model_general
+        agents = [
+            AgentInfo(
+                name=agent.name,
+                description=agent.description,
+                provider=agent.provider or settings.provider,
+                model=agent.model or model,
+            )
+            for agent in self._config.agents.values()
+        ]
+        return Info(
+            version=__version__,
+            contract=CONTRACT_VERSION,
+            agents=agents,
+            limits={name: int(getattr(settings, name)) for name in LIMITS},
+            provider=settings.provider,
+            model=model,
+            models=sorted({model, *(agent.model for agent in agents)}),
+            topics={
+                "in": topics.inbox("<convo>"),
+                "out": topics.out("<convo>"),
+                "cancel": topics.cancel("<convo>"),
+                "reset": topics.reset("<convo>"),
+                "health": topics.health,
+                "info": topics.info,
+                "request": topics.request("<method>"),
+                "response": topics.response("<method>"),
+            },
+        )
+
+    def introduce(self) -> None:
+        """Publish what this daemon is."""
+        self._door.announce("info", self.info().encode())
+
+    def changed(self) -> None:
+        """Look again soon: something may have changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publish at once, on each change of status or reasons, and every HEALTH_INTERVAL_S."""
+        self.introduce()
+        while True:
+            self._wake.clear()
+            self._publish()
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._config.settings.health_interval_s)
+            except TimeoutError:
+                self._last = None
+
+    def _publish(self) -> None:
+        health = self.health()
+        seen = (health.status, health.reasons, health.protocol, health.provider)
+        if seen == self._last:
+            return
+        self._last = seen
+        self._door.announce("health", health.encode())
+        self._notifier.status(self._status(health))
+
+    def _status(self, health: Health) -> str:
+        if not self._door.state.connected:
+            return f"waiting for the broker: {self._door.state.detail or 'not connected'}"
+        counts = f"{health.totals.replies} answered, {health.queue.active} active, {health.queue.waiting} waiting"
+        return f"{health.status}: {', '.join(health.reasons)}; {counts}" if health.reasons else f"ok; {counts}"

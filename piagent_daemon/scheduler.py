@@ -1,0 +1,360 @@
+"""Who is answered next: order within a conversation, fairness across them, bounds, cancelling, duplicates.
+
+Holds the engine's only catch-all: whatever a request brings about, it gets its terminal event.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import uuid4
+
+from piagent_daemon.contract import Accepted, ErrorEvent, Event, QueueHealth
+from piagent_daemon.contract import Final as FinalEvent
+from piagent_daemon.errors import (
+    Busy,
+    Cancelled,
+    Expired,
+    InternalError,
+    InvalidRequest,
+    PiagentError,
+    ShuttingDown,
+    UnknownAgent,
+)
+from piagent_daemon.health import Tally
+from piagent_daemon.job import Job, Stamp
+from piagent_daemon.ports import Channel, Clock, ConversationStore, Incoming, Outcome, Ticket
+from piagent_daemon.turn import Assistant, Config
+
+log = logging.getLogger("piagent.scheduler")
+
+MAX_CRASHES: Final = 2
+"""A request that brought the daemon down this often is not tried again."""
+ECHOES: Final = 5
+ECHO_WINDOW_S: Final = 60.0
+REMEMBERED_REPLIES: Final = 1000
+STOP_S: Final = 2.0
+"""Seconds that a stopped answer has to say its last word."""
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One conversation with something to do: `running` first, then `waiting` in order."""
+
+    conversation_id: str
+    waiting: deque[Job] = field(default_factory=deque)
+    running: Job | None = None
+    agent: str | None = None
+
+
+@dataclass(slots=True)
+class Echo:
+    """The last reply of a conversation, and when texts equal to it came in (monotonic seconds)."""
+
+    reply: str
+    heard: deque[float] = field(default_factory=deque)
+
+
+class Scheduler:
+    """Takes requests in (`ports.Intake`) and runs at most MAX_CONCURRENT of them side by side."""
+
+    def __init__(
+        self, assistant: Assistant, config: Config, store: ConversationStore, tally: Tally, clock: Clock
+    ) -> None:
+        self._assistant = assistant
+        self._config = config
+        self._store = store
+        self._tally = tally
+        self._clock = clock
+        self._lanes: dict[str, Lane] = {}
+        self._ready: deque[Lane] = deque()
+        self._live: dict[tuple[str, str], Job] = {}
+        self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._errands: set[asyncio.Task[None]] = set()
+        self._echoes: OrderedDict[str, Echo] = OrderedDict()
+        self._waiting = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # ---------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def queue(self) -> QueueHealth:
+        return QueueHealth(active=len(self._tasks), waiting=self._waiting, limit=self._config.settings.max_waiting)
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether what waits is being worked on."""
+        return self._draining or not self._ready or len(self._tasks) >= self._config.settings.max_concurrent
+
+    @property
+    def idle(self) -> bool:
+        return not self._tasks and not self._waiting
+
+    # ------------------------------------------------------------------------------------------------------------- in
+
+    async def submit(self, incoming: Incoming, channel: Channel) -> None:
+        """Take one request in; see `ports.Intake`."""
+        fresh = Ticket(incoming.conversation_id or str(uuid4()), incoming.request.id or str(uuid4()))
+        ticket = await self._store.open(incoming.delivery, fresh)
+        if ticket.terminal is not None:
+            self._tally.duplicate()
+            channel.send_again(ticket.terminal)
+        elif (ticket.conversation_id, ticket.request_id) in self._live:
+            self._tally.duplicate()
+            channel.abandon()
+        elif self._is_echo(ticket.conversation_id, incoming.request.message):
+            self._tally.refused(f"loop:{ticket.conversation_id}")
+            channel.drop()
+        else:
+            await self._take(incoming, ticket, channel)
+
+    async def _take(self, incoming: Incoming, ticket: Ticket, channel: Channel) -> None:
+        self._tally.request()
+        stamp = Stamp(ticket.conversation_id, ticket.request_id, ticket.attempt, self._clock)
+        settings, agents, request = self._config.settings, self._config.agents, incoming.request
+        name = request.agent or await self._last_agent(ticket.conversation_id)
+        agent = agents.get(name) or agents[settings.default_agent]
+        job = Job(
+            request=request,
+            conversation_id=ticket.conversation_id,
+            request_id=ticket.request_id,
+            agent=agent,
+            model=request.model or agent.model or settings.ollama_model_general,
+            channel=channel,
+            stamp=stamp,
+            received=incoming.received,
+            durable=incoming.delivery.durable,
+        )
+        self._live[job.conversation_id, job.request_id] = job
+        if refusal := self._refusal(job):
+            self._start_errand(self._refuse(job, refusal))
+            return
+        self._accept(self._lanes.get(job.conversation_id) or Lane(job.conversation_id), job)
+
+    def _refusal(self, job: Job) -> PiagentError | None:
+        settings, asked = self._config.settings, job.request.agent
+        if asked is not None and asked not in self._config.agents:
+            return UnknownAgent(f'There is no agent "{asked[:64]}". Known: {", ".join(sorted(self._config.agents))}.')
+        if settings.models_allowed and job.model not in settings.models_allowed:
+            return InvalidRequest(f'The model "{job.model[:128]}" is not in MODELS_ALLOWED.')
+        if job.request.files and settings.files_dir is None and any(file.path for file in job.request.files):
+            return InvalidRequest("Files by path are refused: FILES_DIR is not set.")
+        if self._draining:
+            return ShuttingDown("The daemon stops; ask again in a moment.")
+        return None
+
+    def _accept(self, lane: Lane, job: Job) -> None:
+        free = len(self._tasks) < self._config.settings.max_concurrent and not self._ready
+        starts_now = free and lane.running is None
+        if not starts_now and self._waiting >= self._config.settings.max_waiting and not self._make_room(lane):
+            self._tally.overload()
+            self._start_errand(self._refuse(job, Busy("Too many requests wait; ask again in a moment.")))
+            return
+        lane.agent = job.agent.name
+        position = 0 if starts_now else self._waiting + 1
+        self._send(job, job.stamp(Accepted, position=position, agent=job.agent.name, model=job.model))
+        if (job.request.interrupt if job.request.interrupt is not None else job.agent.interrupt) and lane.running:
+            lane.running.stop("cancelled")
+        self._enqueue(lane, job)
+
+    def _enqueue(self, lane: Lane, job: Job) -> None:
+        self._lanes[lane.conversation_id] = lane
+        lane.waiting.append(job)
+        self._waiting += 1
+        self._idle.clear()
+        if lane.running is None and len(lane.waiting) == 1:
+            self._ready.append(lane)
+        if job.request.expires_s is not None:
+            left = job.request.expires_s - (self._clock.monotonic() - job.received)
+            asyncio.get_running_loop().call_later(max(0.0, left), self._expire, lane, job)
+        self._dispatch()
+
+    def _make_room(self, lane: Lane) -> bool:
+        """Send the newest request of the conversation that floods away, if that is not the one that asks."""
+        widest = max(self._lanes.values(), key=lambda other: len(other.waiting), default=None)
+        if widest is None or len(widest.waiting) < len(lane.waiting) + 2:
+            return False
+        self._tally.overload()
+        self._drop(widest, widest.waiting[-1], Busy("Too many requests of this conversation wait."))
+        return True
+
+    async def _last_agent(self, conversation_id: str) -> str:
+        if (lane := self._lanes.get(conversation_id)) and lane.agent:
+            return lane.agent
+        return (await self._store.load(conversation_id)).agent or self._config.settings.default_agent
+
+    def _is_echo(self, conversation_id: str, message: str) -> bool:
+        """Tell whether a flow keeps feeding our own reply back to us (contract section 6)."""
+        echo = self._echoes.get(conversation_id)
+        if echo is None or echo.reply != message:
+            return False
+        now = self._clock.monotonic()
+        while echo.heard and now - echo.heard[0] > ECHO_WINDOW_S:
+            echo.heard.popleft()
+        echo.heard.append(now)
+        if len(echo.heard) == ECHOES + 1:
+            log.warning("conversation %.64r sends our own replies back: not answered for a minute", conversation_id)
+        return len(echo.heard) > ECHOES
+
+    # ------------------------------------------------------------------------------------------------------------ run
+
+    def _dispatch(self) -> None:
+        while self._ready and len(self._tasks) < self._config.settings.max_concurrent:
+            lane = self._ready.popleft()
+            if not lane.waiting or (self._draining and lane.waiting[0].durable):
+                continue
+            job = lane.waiting.popleft()
+            self._waiting -= 1
+            lane.running = job
+            name = f"answer {job.request_id}"
+            self._tasks[job] = asyncio.get_running_loop().create_task(self._run(lane, job), name=name)
+
+    async def _run(self, lane: Lane, job: Job) -> None:
+        try:
+            await self._answer(job)
+        except Exception:
+            log.exception("request %s failed by a defect", job.request_id)
+            await self._refuse(job, InternalError("The daemon failed on this request; its log says why."))
+        finally:
+            lane.running = None
+            del self._tasks[job]
+            self._live.pop((job.conversation_id, job.request_id), None)
+            self._next(lane)
+
+    async def _answer(self, job: Job) -> None:
+        if job.durable:
+            ticket = await self._store.begin(job.request_id, job.conversation_id)
+            if ticket.crashes >= MAX_CRASHES:
+                log.error("request %s brought the daemon down %d times: given up", job.request_id, ticket.crashes)
+                await self._refuse(job, InternalError("This request brought the daemon down twice; not tried again."))
+                return
+        async with aclosing(self._assistant.answer(job)) as events:
+            async for event in events:
+                self._send(job, event)
+
+    def _next(self, lane: Lane) -> None:
+        if lane.waiting:
+            self._ready.append(lane)
+        else:
+            self._lanes.pop(lane.conversation_id, None)
+        self._dispatch()
+        self._look_idle()
+
+    def _look_idle(self) -> None:
+        if not self._tasks and not self._errands and (self._draining or not self._waiting):
+            self._idle.set()
+
+    def _send(self, job: Job, event: Event) -> None:
+        if isinstance(event, FinalEvent):
+            self._echoes[job.conversation_id] = echo = self._echoes.pop(job.conversation_id, None) or Echo("")
+            echo.reply = event.reply.strip()
+            if len(self._echoes) > REMEMBERED_REPLIES:
+                self._echoes.popitem(last=False)
+        if isinstance(event, FinalEvent | ErrorEvent):
+            self._tally.ended(event)
+        job.channel.send(event)
+
+    # -------------------------------------------------------------------------------------------------- ending early
+
+    def cancel(self, conversation_id: str, request_id: str | None = None) -> None:
+        """Stop the running answer of a conversation; without an id also drop what waits."""
+        lane = self._lanes.get(conversation_id)
+        if lane is None:
+            return
+        if lane.running and request_id in {None, lane.running.request_id}:
+            lane.running.stop("cancelled")
+        for job in [job for job in lane.waiting if request_id in {None, job.request_id}]:
+            self._drop(lane, job, Cancelled("Cancelled before it started."))
+
+    def cancel_request(self, request_id: str) -> bool:
+        """Stop or drop the request of that id in whatever conversation; tell whether there was one."""
+        found = [job for job in self._live.values() if job.request_id == request_id]
+        for job in found:
+            self.cancel(job.conversation_id, request_id)
+        return bool(found)
+
+    async def reset(self, conversation_id: str) -> int:
+        """Forget a conversation, a running answer included, which goes on; return how many were remembered: 0 or 1."""
+        self._echoes.pop(conversation_id, None)
+        if lane := self._lanes.get(conversation_id):
+            lane.agent = None
+        return await self._store.clear(conversation_id)
+
+    def refused(self, reason: str) -> None:
+        """Count something that was not taken."""
+        self._tally.refused(reason)
+
+    def duplicate(self) -> None:
+        """Count a request that came in again while it is being answered."""
+        self._tally.duplicate()
+
+    def _expire(self, lane: Lane, job: Job) -> None:
+        if job in lane.waiting:
+            self._drop(lane, job, Expired(f"The request waited longer than {job.request.expires_s:g} seconds."))
+
+    def _drop(self, lane: Lane, job: Job, why: PiagentError) -> None:
+        lane.waiting.remove(job)
+        self._waiting -= 1
+        if not lane.waiting and lane.running is None:
+            self._lanes.pop(lane.conversation_id, None)
+            if lane in self._ready:
+                self._ready.remove(lane)
+        self._start_errand(self._refuse(job, why))
+
+    async def _refuse(self, job: Job, why: PiagentError) -> None:
+        event = job.failure(why)
+        await self._store.commit(Outcome(job.conversation_id, job.request_id, event.encode()))
+        self._live.pop((job.conversation_id, job.request_id), None)
+        self._send(job, event)
+
+    def _start_errand(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(errand, name="refuse a request")
+        self._errands.add(task)
+        self._idle.clear()
+        task.add_done_callback(self._errand_done)
+
+    def _errand_done(self, task: asyncio.Task[None]) -> None:
+        self._errands.discard(task)
+        self._look_idle()
+
+    # ---------------------------------------------------------------------------------------------------------- drain
+
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Finish what can be finished in `grace_s` seconds or until `hurry` is set; nothing new is begun for long.
+
+        Durable requests that wait or are cut off are left to the transport, which brings them back.
+        """
+        self._draining = True
+        for lane in list(self._lanes.values()):
+            for job in [job for job in lane.waiting if job.durable]:
+                lane.waiting.remove(job)
+                self._waiting -= 1
+                job.channel.abandon()
+        self._look_idle()
+        await _first_of(self._idle.wait(), hurry.wait(), timeout_s=grace_s)
+        for job, task in list(self._tasks.items()):
+            if job.durable:
+                task.cancel()
+                await self._store.release(job.request_id, job.conversation_id)
+                job.channel.abandon()
+            else:
+                job.stop("shutdown")
+        for lane in list(self._lanes.values()):
+            for job in list(lane.waiting):
+                self._drop(lane, job, ShuttingDown("The daemon stops; ask again in a moment."))
+        if left := [*self._tasks.values(), *self._errands]:
+            await asyncio.wait(left, timeout=STOP_S)
+
+
+async def _first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

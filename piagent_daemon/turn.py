@@ -1,0 +1,321 @@
+"""The verb: one request, from remembered history to its terminal event."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from piagent_daemon import files, prompt, window
+from piagent_daemon.agents import Agent
+from piagent_daemon.backoff import full_jitter
+from piagent_daemon.contract import Chunk, ContextUse, Event, Status, Timing
+from piagent_daemon.contract import Final as FinalEvent
+from piagent_daemon.errors import (
+    ContextOverflow,
+    PiagentError,
+    ProviderError,
+    ProviderTimeout,
+    ProviderUnavailable,
+    ShuttingDown,
+)
+from piagent_daemon.job import Job
+from piagent_daemon.pace import Pace
+from piagent_daemon.ports import (
+    ChatRequest,
+    Clock,
+    Conversation,
+    ConversationStore,
+    Delta,
+    Finish,
+    Outcome,
+    Provider,
+    Turn,
+)
+from piagent_daemon.settings import Settings
+from piagent_daemon.speech import expects_reply, speakable
+from piagent_daemon.window import Ledger
+
+STAGE_S: Final = 1.0
+"""A stage that lasts longer than this many seconds is told in a `status` event."""
+REFITS: Final = 3
+"""How often a prompt is cut again when the server counts more tokens than we did."""
+MAX_BACKOFF_S: Final = 30.0
+CHARS_PER_TOKEN: Final = 64
+"""No tokenizer has longer tokens on average; a reply beyond this is a server that ignores `num_predict`."""
+
+
+@dataclass(slots=True)
+class Config:
+    """What a reload replaces, shared by all who read it."""
+
+    settings: Settings
+    agents: Mapping[str, Agent]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is sent: `drop` remembered turns are left out, `estimate` is the prompt's size in tokens."""
+
+    request: ChatRequest
+    drop: int
+    estimate: int
+
+
+@dataclass(slots=True)
+class Run:
+    """What one attempt has come to so far; times are loop times in seconds."""
+
+    started: float
+    queued_s: float
+    parts: list[str] = field(default_factory=list)
+    chars: int = 0
+    first_token_at: float | None = None
+    finish: Finish | None = None
+    too_long: bool = False
+
+    @property
+    def reply(self) -> str:
+        return "".join(self.parts)
+
+
+class Assistant:
+    """Answers requests; holds no state of a request, so any number of answers may run side by side."""
+
+    def __init__(
+        self, config: Config, provider: Provider, store: ConversationStore, ledger: Ledger, clock: Clock
+    ) -> None:
+        self._config = config
+        self._provider = provider
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+
+    async def answer(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Yield the events of one request, the terminal one last; it is stored before it is yielded.
+
+        Raises only what is a defect: every foreseen failure is an `error` event.
+        """
+        run = Run(asyncio.get_running_loop().time(), max(0.0, self._clock.monotonic() - job.received))
+        try:
+            async with aclosing(self._events(job, run)) as events:
+                async for event in events:
+                    yield event
+        except PiagentError as error:
+            failure = job.failure(error, run.reply)
+            await self._store.commit(Outcome(job.conversation_id, job.request_id, failure.encode()))
+            yield failure
+
+    async def _events(self, job: Job, run: Run) -> AsyncGenerator[Event, None]:
+        if any(file.path for file in job.request.files):
+            job.request = await asyncio.to_thread(files.inline, job.request, self._config.settings.files_dir)
+        settings = self._config.settings
+        conversation = await self._store.load(job.conversation_id) if settings.enable_memory else Conversation()
+        for refit in range(REFITS + 1):
+            plan = self._plan(job, conversation)
+            try:
+                async with aclosing(self._stream(job, run, plan)) as events:
+                    async for event in events:
+                        yield event
+                break
+            except ContextOverflow as overflow:
+                self._ledger.overflowed(job.model, plan.estimate, overflow.prompt_tokens)
+                if refit == REFITS or run.parts:
+                    raise
+        final = self._final(job, run, plan, conversation)
+        await self._store.commit(self._outcome(job, run, plan, conversation, final))
+        yield final
+
+    # ------------------------------------------------------------------------------------------------ before the call
+
+    def _plan(self, job: Job, conversation: Conversation) -> Plan:
+        settings, agent, request = self._config.settings, job.agent, job.request
+        options = _options(settings, agent, request.options.model_dump(exclude_none=True))
+        now = self._clock.now().astimezone()
+        turns = conversation.turns
+
+        def messages(kept: tuple[Turn, ...]) -> tuple[prompt.Message, ...]:
+            return prompt.build(agent, kept, request, now=now, conversation_id=job.conversation_id)
+
+        room = settings.ctx_tokens - options["num_predict"]
+        bare = self._ledger.tokens(job.model, messages(()))
+        if bare > room:
+            raise ContextOverflow(
+                f"The message needs about {bare} tokens of the model's context, and {room} are left for it. "
+                "Shorten it, or raise CTX_TOKENS."
+            )
+        sizes = [self._ledger.turn(job.model, turn) for turn in turns]
+        drop = window.cut(sizes, max_turns=settings.memory_max_turns, budget=room - bare)
+        final_messages = messages(turns[drop:])
+        return Plan(
+            ChatRequest(
+                model=job.model,
+                messages=final_messages,
+                options=options,
+                context_tokens=settings.ctx_tokens,
+                prompt=prompt.xml(final_messages) if settings.prompt_style == "xml" else None,
+                think=settings.think if agent.think is None else agent.think,
+                format=request.format if request.format is not None else agent.format,
+            ),
+            drop,
+            bare + sum(sizes[drop:]),
+        )
+
+    # ------------------------------------------------------------------------------------------------ during the call
+
+    async def _stream(self, job: Job, run: Run, plan: Plan) -> AsyncGenerator[Event, None]:
+        settings, loop = self._config.settings, asyncio.get_running_loop()
+        wanted = job.request.stream if job.request.stream is not None else job.agent.stream
+        chunks = wanted is None or wanted is True
+        deadline = run.started + settings.total_timeout_s
+        limit = plan.request.options["num_predict"] * CHARS_PER_TOKEN
+        pace: Pace
+
+        def entered(error: PiagentError) -> None:
+            pace.entered("retrying", str(error))
+
+        pace = Pace(self._deltas(plan.request, settings, entered), settings.chunk_interval_ms / 1000)
+        async with pace:
+            job.attach(pace.close)
+            stage, since, told = pace.stage, loop.time(), False
+            while True:
+                await pace.wait(min(deadline, since + STAGE_S) if stage and not told else deadline)
+                if pace.text_due:
+                    text = pace.take()
+                    run.parts.append(text)
+                    run.chars += len(text)
+                    if chunks:
+                        yield job.stamp(Chunk, text=text)
+                if pace.finish or pace.ended:
+                    break
+                if run.chars > limit:
+                    run.too_long = True
+                    pace.close()
+                    break
+                now = loop.time()
+                if now >= deadline:
+                    raise ProviderTimeout(f"The answer was not complete within {settings.total_timeout_s:g} seconds.")
+                if pace.stage != stage:
+                    stage, since, told = pace.stage, now, False
+                elif stage and not told and now >= since + STAGE_S:
+                    told = True
+                    yield job.stamp(Status, stage=stage, detail=pace.detail or "The model gets ready.")
+            run.first_token_at, run.finish = pace.first_token_at, pace.finish
+            if not (job.stopped or run.too_long or run.finish):
+                pace.raise_failure()
+
+    async def _deltas(
+        self, request: ChatRequest, settings: Settings, retrying: Callable[[PiagentError], None]
+    ) -> AsyncGenerator[Delta, None]:
+        """Iterate the provider's answer, asking again after a passing failure as long as there was no text."""
+        for attempt in range(settings.max_retries + 1):
+            spoke = False
+            try:
+                async with aclosing(self._provider.chat(request)) as deltas:
+                    async for delta in deltas:
+                        spoke = spoke or bool(delta.text)
+                        yield delta
+            except ProviderUnavailable as error:
+                if spoke or attempt == settings.max_retries:
+                    raise
+                retrying(error)
+                wait = full_jitter(attempt, settings.backoff_factor_s, MAX_BACKOFF_S)
+                await asyncio.sleep(max(wait, min(error.retry_after_s or 0.0, MAX_BACKOFF_S)))
+            else:
+                return
+
+    # ------------------------------------------------------------------------------------------------- after the call
+
+    def _final(self, job: Job, run: Run, plan: Plan, conversation: Conversation) -> FinalEvent:
+        reply, finish = run.reply, run.finish or Finish("stop")
+        cancelled = job.stopped == "cancelled" and run.finish is None
+        if job.stopped == "shutdown" and run.finish is None:
+            raise ShuttingDown("The daemon stops; ask again in a moment.")
+        if not cancelled and not reply.strip():
+            raise ProviderError("The model returned nothing.")
+        usage = finish.usage
+        if usage.prompt_tokens:
+            self._ledger.calibrate(job.model, plan.estimate, usage.prompt_tokens)
+        fields: dict[str, Any] = {}
+        if plan.request.format is not None:
+            fields["data"] = _parsed(reply)
+        return job.stamp(
+            FinalEvent,
+            reply=reply,
+            speech=speakable(reply),
+            model=job.model,
+            provider=self._provider.name,
+            agent=job.agent.name,
+            finish_reason="cancelled" if cancelled else "length" if run.too_long else finish.reason,
+            expects_reply=expects_reply(reply),
+            usage=usage,
+            timing=_timing(run, finish),
+            context=ContextUse(
+                tokens=usage.prompt_tokens or plan.estimate,
+                limit=plan.request.context_tokens,
+                dropped_turns=conversation.dropped + plan.drop,
+            ),
+            metadata=job.request.metadata,
+            **fields,
+        )
+
+    def _outcome(self, job: Job, run: Run, plan: Plan, conversation: Conversation, final: FinalEvent) -> Outcome:
+        outcome = Outcome(
+            job.conversation_id, job.request_id, final.encode(), agent=job.agent.name, epoch=conversation.epoch
+        )
+        settings = self._config.settings
+        if not settings.enable_memory or not final.reply.strip():
+            return outcome
+        now = self._clock.now()
+        new = (
+            Turn("user", prompt.user_text(job.request), now),
+            Turn(
+                "assistant",
+                final.reply,
+                now,
+                interrupted=final.finish_reason == "cancelled",
+                tokens=final.usage.completion_tokens or None,
+            ),
+        )
+        kept = (*conversation.turns[plan.drop :], *new)
+        cut = window.cut([0] * len(kept), max_turns=settings.memory_max_turns, budget=0)
+        drop = min(plan.drop + cut, len(conversation.turns))
+        return replace(outcome, turns=kept[cut:][-len(new) :] if cut < len(kept) else (), drop=drop)
+
+
+def _options(settings: Settings, agent: Agent, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge sampling options: the request's over the agent's over the settings'; never more than MAX_TOKENS."""
+    options = {"temperature": settings.temperature, "num_predict": settings.max_tokens}
+    options |= agent.options.model_dump(exclude_none=True)
+    options |= asked
+    options["num_predict"] = min(options["num_predict"], settings.max_tokens)
+    return options
+
+
+def _timing(run: Run, finish: Finish) -> Timing:
+    now = asyncio.get_running_loop().time()
+    first = (run.first_token_at or now) - run.started
+    generate_s = finish.generate_s or max(0.0, now - run.started - first)
+    tokens = finish.usage.completion_tokens
+    return Timing(
+        queued_s=round(run.queued_s, 4),
+        load_s=round(finish.load_s, 4),
+        prompt_s=round(finish.prompt_s, 4),
+        first_token_s=round(first, 4),
+        generate_s=round(generate_s, 4),
+        total_s=round(run.queued_s + now - run.started, 4),
+        tokens_per_s=round(tokens / generate_s, 2) if tokens and generate_s > 0 else 0.0,
+    )
+
+
+def _parsed(reply: str) -> Any:
+    """Return the JSON value in a structured answer, or None when the model gave no valid JSON."""
+    try:
+        return json.loads(reply, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

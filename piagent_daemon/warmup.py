@@ -1,0 +1,61 @@
+"""Loads the model and lets it read the agents' system prompts before somebody asks."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+from piagent_daemon import prompt
+from piagent_daemon.agents import Agent
+from piagent_daemon.errors import PiagentError
+from piagent_daemon.ports import ChatRequest, Message, Provider
+from piagent_daemon.turn import Config
+
+log = logging.getLogger("piagent.warmup")
+
+
+class Warmup:
+    """Primes the model server in the background; real requests go first (`is_idle`)."""
+
+    def __init__(self, provider: Provider, config: Config, is_idle: Callable[[], bool]) -> None:
+        self._provider = provider
+        self._config = config
+        self._is_idle = is_idle
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, names: Collection[str] | None = None) -> None:
+        """Prime the agents of these names, all when None; the default agent last, since that prompt stays warmest."""
+        agents = [agent for name, agent in self._config.agents.items() if names is None or name in names]
+        agents.sort(key=lambda agent: agent.name == self._config.settings.default_agent)
+        if self._task:
+            self._task.cancel()
+        self._task = asyncio.get_running_loop().create_task(self._prime(agents), name="prime the model")
+
+    async def stop(self) -> None:
+        """Give up what is not primed yet."""
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _prime(self, agents: list[Agent]) -> None:
+        for agent in agents:
+            if not self._is_idle():
+                return
+            try:
+                await self._provider.prime(self._request(agent))
+            except PiagentError as error:
+                # The watch on the model server tells the same in health; the first request simply starts cold.
+                log.info("not primed with agent %s: %s", agent.name, error)
+                return
+
+    def _request(self, agent: Agent) -> ChatRequest:
+        settings = self._config.settings
+        messages = (Message("system", agent.system),)
+        return ChatRequest(
+            model=agent.model or settings.ollama_model_general,
+            messages=messages,
+            options={"num_predict": 1},
+            context_tokens=settings.ctx_tokens,
+            prompt=prompt.xml(messages) if settings.prompt_style == "xml" else None,
+        )
