@@ -1,0 +1,221 @@
+"""HTTP as the providers want it: whole lines under deadlines, bounded bodies, only our errors. httpx stays in here."""
+
+import asyncio
+import base64
+import json
+import logging
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from piagent_daemon.errors import ProviderError, ProviderTimeout
+from piagent_daemon.providers import faults
+from piagent_daemon.providers.address import Address
+from piagent_daemon.providers.ndjson import NdjsonReader
+from piagent_daemon.providers.watch import Watch
+
+log = logging.getLogger("piagent.providers")
+
+CALL_TIMEOUT_S = 10.0
+ERROR_BODY_BYTES = 8192
+BODY_BYTES = 8 * 1_048_576
+ERROR_BODY_TIMEOUT_S = 5.0
+KEEP_S = 60.0
+DRAIN_S = 1.0
+DRAIN_BYTES = 65_536
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+_ALIVE: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+if hasattr(socket, "TCP_USER_TIMEOUT"):
+    # A server whose power fails in a long model load says nothing any more: without these it would cost the whole
+    # first-token timeout to notice.
+    _ALIVE += [
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+    ]
+
+
+class LineStream:
+    """An NDJSON answer being read. `started` tells that text was given on, `complete` that the server said its end."""
+
+    def __init__(self, http: "Http", response: httpx.Response, watch: Watch, model: str) -> None:
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an AsyncClient gives no other
+        # The stream itself, not aiter_raw: that only counts bytes, at a tenth of the cost of a token.
+        self._parts = response.stream.__aiter__()
+        self._http = http
+        self._watch = watch
+        self._model = model
+        self._reader = NdjsonReader()
+        self.ended = False
+        self.started = False
+        self.complete = False
+
+    async def read(self) -> list[dict[str, Any]]:
+        """Return the objects that one read from the network completed; at the end of the stream sets `ended`."""
+        try:
+            data = await self._watch.read(anext(self._parts))
+        except StopAsyncIteration:
+            self.ended = True
+            return self._reader.close()
+        except faults.FOREIGN as error:
+            raise self._http.broken(error, started=self.started) from error
+        return self._reader.feed(data)
+
+    def failed(self, error: Any) -> Exception:
+        """Return what the error line of this stream means."""
+        return faults.from_line(error, model=self._model, started=self.started, secrets=self._http.secrets)
+
+    async def drain(self, response: httpx.Response) -> None:
+        """Read what follows the end, within bounds: a connection that was read to its end can be used again."""
+        size = 0
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                async for data in self._parts:
+                    size += len(data)
+                    if size > DRAIN_BYTES:
+                        break
+        except (TimeoutError, *faults.FOREIGN) as error:
+            log.debug("the connection is not kept: %r", error)
+        finally:
+            await response.aclose()
+
+
+class Http:
+    """One server and the connections to it. Every method raises only ProviderError and its kin, or ContextOverflow."""
+
+    def __init__(self, address: Address, *, key: str | None, connections: int, connect_timeout_s: float) -> None:
+        self.server = address.url
+        self.secrets: Sequence[str] = [secret for secret in (key, *address.userinfo.split(":", 1)) if secret]
+        self._drains: set[asyncio.Task[None]] = set()
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "piagent"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        elif address.userinfo:
+            headers["Authorization"] = f"Basic {base64.b64encode(address.userinfo.encode()).decode()}"
+        self._client = httpx.AsyncClient(
+            base_url=address.url,
+            headers=headers,
+            # Reads, writes and the wait for a connection are bounded by a Watch or a timeout around each call.
+            timeout=httpx.Timeout(None, connect=connect_timeout_s),
+            follow_redirects=False,
+            trust_env=False,
+            transport=httpx.AsyncHTTPTransport(
+                verify=_certificates() if address.scheme == "https" else False,
+                trust_env=False,
+                limits=httpx.Limits(
+                    max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_S
+                ),
+                socket_options=_ALIVE,
+            ),
+        )
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: Mapping[str, Any], watch: Watch, *, model: str
+    ) -> AsyncGenerator[LineStream, None]:
+        """Post `body` and hand out the lines of the answer; leaving closes the connection unless they were complete."""
+        try:
+            response = await watch.read(self._client.send(self._request("POST", path, body), stream=True))
+            lines = LineStream(self, response, watch, model)
+            try:
+                await self._check(response, model)
+                yield lines
+            finally:
+                if lines.complete:
+                    drain = asyncio.create_task(lines.drain(response), name="provider-drain")
+                    self._drains.add(drain)
+                    drain.add_done_callback(self._drains.discard)
+                else:
+                    await response.aclose()
+        except faults.FOREIGN as error:
+            raise self.broken(error) from error
+        finally:
+            watch.close()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        model: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Return the JSON object that a short call answers with; an empty answer is an empty object."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._client.send(self._request(method, path, body), stream=True)
+                try:
+                    await self._check(response, model)
+                    raw = await _read(response, BODY_BYTES)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise ProviderTimeout(f"no answer from the model server at {self.server} within {timeout_s:g} s") from None
+        except faults.FOREIGN as error:
+            raise self.broken(error) from error
+        try:
+            value = json.loads(raw) if raw.strip() else {}
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            said = faults.excerpt(raw.decode(errors="replace"), self.secrets)
+            raise ProviderError(f"the model server's answer to {path} is not a JSON object: {said}")
+        return value
+
+    def broken(self, error: Exception, *, started: bool = False) -> ProviderError:
+        """Return what an exception of httpx means."""
+        return faults.from_exception(error, server=self.server, started=started, secrets=self.secrets)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        drains = list(self._drains)
+        for drain in drains:
+            drain.cancel()
+        await asyncio.gather(*drains, return_exceptions=True)
+        await self._client.aclose()
+
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Request:
+        content = None if body is None else _encode(body).encode(errors="replace")
+        return self._client.build_request(method, path, content=content)
+
+    async def _check(self, response: httpx.Response, model: str) -> None:
+        """Raise for everything but a plain, uncompressed answer with status 200."""
+        if response.status_code != 200:
+            body = b""
+            try:
+                async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
+                    body = await _read(response, ERROR_BODY_BYTES, strict=False)
+            except (TimeoutError, *faults.FOREIGN) as error:
+                log.debug("the body of an error could not be read: %r", error)
+            raise faults.from_status(response.status_code, response.headers, body, model=model, secrets=self.secrets)
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            # A megabyte on the wire can be a gigabyte unpacked.
+            raise ProviderError(
+                f"the model server compressed its answer ({faults.excerpt(encoding)}) though not asked to"
+            )
+
+
+async def _read(response: httpx.Response, limit: int, *, strict: bool = True) -> bytes:
+    body = bytearray()
+    parts: AsyncIterator[bytes] = response.aiter_raw()
+    async for data in parts:
+        body += data
+        if len(body) > limit:
+            if strict:
+                raise ProviderError(f"the model server's answer is longer than {limit} bytes")
+            break
+    return bytes(body[:limit])
+
+
+def _certificates() -> Any:
+    """Trust the well-known authorities and those of this machine, where a home's own authority would be."""
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context

@@ -1,0 +1,63 @@
+"""A provider that needs no server: it says what it heard."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+
+from piagent_daemon.contract import Usage
+from piagent_daemon.errors import ModelNotFound
+from piagent_daemon.ports import ChatRequest, Delta, Finish, ModelInfo, ProviderState, PullProgress
+from piagent_daemon.settings import Settings
+
+_WORD = re.compile(r"\s*\S+|\s+$")
+
+
+class EchoProvider:
+    """Answers with the last thing the user said, word by word; a word counts as a token."""
+
+    name = "echo"
+
+    def __init__(self, settings: Settings) -> None:
+        """Takes nothing from the settings but the name of the model that it stands for."""
+        self._model = settings.ollama_model_general
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """Stream `You said: …`; `num_predict` cuts it like any answer."""
+        said = [message.content for message in request.messages if message.role == "user"]
+        words = _WORD.findall(f"You said: {(said or [request.prompt or ''])[-1]}")
+        limit = request.options.get("num_predict")
+        spoken = words[:limit] if isinstance(limit, int) and limit > 0 else words
+        for word in spoken:
+            yield Delta(word)
+            await asyncio.sleep(0)
+        prompt = request.prompt or " ".join(message.content for message in request.messages)
+        heard = len(prompt.split())
+        usage = Usage(prompt_tokens=heard, completion_tokens=len(spoken), total_tokens=heard + len(spoken))
+        yield Delta(finish=Finish("stop" if len(spoken) == len(words) else "length", usage))
+
+    async def prime(self, request: ChatRequest) -> None:
+        """Nothing to load."""
+
+    async def probe(self, model: str) -> ProviderState:  # noqa: ARG002 - any name will do
+        """Always there."""
+        return ProviderState(reachable=True, model_loaded=True, model_found=True)
+
+    async def models(self) -> list[ModelInfo]:
+        """List the one model that it stands for."""
+        return [ModelInfo(self._model, capabilities=("completion",))]
+
+    async def capabilities(self, model: str) -> frozenset[str]:  # noqa: ARG002 - any name will do
+        """Only plain answers."""
+        return frozenset({"completion"})
+
+    async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
+        """Nothing to download: the model is there."""
+        yield PullProgress(f"{model} needs no download")
+        yield PullProgress("success")
+
+    async def delete(self, model: str) -> None:
+        """Raises ModelNotFound: there are no files to remove."""
+        raise ModelNotFound(f"the echo provider keeps no files of {model!r}")
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
