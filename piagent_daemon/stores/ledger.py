@@ -1,0 +1,106 @@
+"""Conversations and journal together: what a store does, in RAM and at once. The stores differ in what they add.
+
+Kept apart from them so that both have the same meaning, and so that a store on disk can go on without its disk.
+"""
+
+from dataclasses import dataclass, field
+
+from piagent_daemon.ports import Clock, Outcome
+from piagent_daemon.settings import Settings
+from piagent_daemon.stores.history import Histories, HistoryRow
+from piagent_daemon.stores.journal import Journal, JournalRow, RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a file has to take over, as one transaction. `wipe`: it first forgets everything it has.
+
+    `durable`: a power cut must not undo it.
+    """
+
+    histories: list[HistoryRow]
+    forgotten: list[str]
+    requests: list[JournalRow]
+    dropped: list[RequestId]
+    durable: bool = False
+    wipe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a file has, oldest first. `boot` names the boot of the machine that its times count from."""
+
+    histories: list[HistoryRow] = field(default_factory=list)
+    requests: list[JournalRow] = field(default_factory=list)
+    boot: str = ""
+
+
+class Ledger:
+    """The state of a store.
+
+    Ages: every time is in monotonic seconds since the machine's boot, so no jump of the wall clock, and no boot without
+    a clock, makes anything older. A file of the same boot keeps its times exactly. After a reboot the wall clock is
+    still not believed: the newest entry counts as new, and the others keep their distance from it. So MEMORY_TTL_MIN
+    counts the time for which the machine ran.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, *, filed: bool) -> None:
+        self._clock = clock
+        self.histories = Histories(settings, clock, filed=filed)
+        self.journal = Journal(settings, clock, filed=filed)
+
+    def commit(self, outcome: Outcome) -> None:
+        """Store the end of a request and what its conversation becomes."""
+        self.histories.commit(outcome)
+        self.journal.commit((outcome.conversation_id, outcome.request_id), outcome.terminal)
+
+    def clear(self, conversation_id: str | None) -> int:
+        """Forget one conversation or all; return how many."""
+        self.journal.clear(conversation_id)
+        return self.histories.clear(conversation_id)
+
+    def sweep(self) -> int:
+        """Forget what is too old; return the number of conversations."""
+        self.journal.sweep()
+        return self.histories.sweep()
+
+    @property
+    def changes(self) -> int:
+        """How many rows a file does not have in their newest state."""
+        return len(self.histories.changed) + len(self.journal.changed)
+
+    def take(self, *, durable: bool = False, wipe: bool = False) -> Batch:
+        """Return all changes, which then count as written; give them back with `put_back` when they were not."""
+        names, self.histories.changed = self.histories.changed, set()
+        requests, self.journal.changed = self.journal.changed, set()
+        rows = {name: self.histories.row(name) for name in names}
+        entries = {name: self.journal.row(name) for name in requests}
+        return Batch(
+            histories=[row for row in rows.values() if row is not None],
+            forgotten=[name for name, row in rows.items() if row is None],
+            requests=[row for row in entries.values() if row is not None],
+            dropped=[name for name, row in entries.items() if row is None],
+            durable=durable,
+            wipe=wipe,
+        )
+
+    def put_back(self, batch: Batch) -> None:
+        """Note that `batch` did not reach the file."""
+        self.histories.changed.update(row[0] for row in batch.histories)
+        self.histories.changed.update(batch.forgotten)
+        self.journal.changed.update(row[:2] for row in batch.requests)
+        self.journal.changed.update(batch.dropped)
+
+    def mark_all(self) -> None:
+        """Note that the file has nothing."""
+        self.histories.mark_all()
+        self.journal.mark_all()
+
+    def adopt(self, contents: Contents, boot: str) -> None:
+        """Take in what an earlier process left in a file; what is in RAM already is newer and stays."""
+        now = self._clock.monotonic()
+        newest = max((row[-1] for rows in (contents.histories, contents.requests) for row in rows), default=now)
+        # Times in the future come from a clock that began anew, as in a fresh container.
+        shift = 0.0 if contents.boot == boot and newest <= now else now - newest
+        self.histories.adopt(contents.histories, shift)
+        self.journal.adopt(contents.requests, shift)
