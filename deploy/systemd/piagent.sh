@@ -14,10 +14,10 @@ done <<EOF
 $(cat /etc/piagent/piagent.env 2>/dev/null)
 EOF
 # Secrets are readable with sudo only.
-if [ -z "${MQTT_PASSWORD-}${MQTT_PASSWORD_FILE-}" ] && [ -r /etc/piagent/mqtt_password ]; then
+if [ -z "${MQTT_PASSWORD-}${MQTT_PASSWORD_FILE-}" ] && [ -r /etc/piagent/mqtt_password ] && [ -s /etc/piagent/mqtt_password ]; then
     export MQTT_PASSWORD_FILE=/etc/piagent/mqtt_password
 fi
-if [ -z "${OLLAMA_API_KEY-}${OLLAMA_API_KEY_FILE-}" ] && [ -r /etc/piagent/ollama_api_key ]; then
+if [ -z "${OLLAMA_API_KEY-}${OLLAMA_API_KEY_FILE-}" ] && [ -r /etc/piagent/ollama_api_key ] && [ -s /etc/piagent/ollama_api_key ]; then
     export OLLAMA_API_KEY_FILE=/etc/piagent/ollama_api_key
 fi
 exec /opt/piagent/bin/piagent "$@"

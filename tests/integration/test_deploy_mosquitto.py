@@ -140,8 +140,8 @@ class Peer:
         self.client.subscribe(topic, 1)
         self.answers.get(timeout=DEADLINE_S)
 
-    def publish(self, topic: str, payload: bytes) -> None:
-        self.client.publish(topic, payload, 1).wait_for_publish(DEADLINE_S)
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
+        self.client.publish(topic, payload, 1, retain).wait_for_publish(DEADLINE_S)
 
     def received_until(self, fence: bytes) -> list[tuple[str, bytes]]:
         """All that came before the message with the payload `fence`: a broker keeps one sender's order."""

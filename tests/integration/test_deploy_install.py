@@ -1,0 +1,125 @@
+"""deploy/install.sh on a folder of its own: twice, changed by hand, removed, purged."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INSTALL = ROOT / "deploy/install.sh"
+PROGRAM = "opt/piagent"
+
+pytestmark = pytest.mark.skipif(shutil.which("mosquitto_passwd") is None, reason="mosquitto is not installed")
+
+
+def call(*arguments: str | Path, fails: bool = False) -> str:
+    result = subprocess.run(
+        ["bash", INSTALL, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert (result.returncode != 0) is fails, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def tree(root: Path) -> dict[str, tuple[str, str]]:
+    """All files below `root` but compiled ones and those of the virtual environment: mode and content or target."""
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            inside = str(path.relative_to(root))
+            if inside.startswith(f"{PROGRAM}/") and "piagent_daemon" not in inside:
+                continue
+            if not inside.endswith((".pyc", "/RECORD", "/direct_url.json")):
+                content = (
+                    f"-> {path.readlink()}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+                )
+                found[inside] = (oct(path.lstat().st_mode & 0o777), content)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as people get it, so that the installer's two runs need not build it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command: list[str | Path] = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if "No matching distribution found for hatchling" in result.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert result.returncode == 0, result.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_installing_twice_changes_nothing_and_uninstalling_leaves_only_data(tmp_path: Path, wheel: Path) -> None:
+    root = tmp_path / "root"
+    call("install", "--with-mosquitto", "--source", wheel, "--root", root)
+    first = tree(root)
+    outside = {path: mode for path, (mode, _) in first.items() if not path.startswith(PROGRAM)}
+    assert outside == {
+        "etc/mosquitto/conf.d/piagent.conf": "0o644",
+        "etc/mosquitto/piagent.acl": "0o644",
+        "etc/mosquitto/piagent.passwd": "0o600",
+        "etc/piagent/homeassistant_password": "0o600",
+        "etc/piagent/mqtt_password": "0o600",
+        "etc/piagent/piagent.env": "0o644",
+        "etc/systemd/system/multi-user.target.wants/piagent.service": "0o777",
+        "etc/systemd/system/piagent.service": "0o644",
+        "usr/local/bin/piagent": "0o755",
+    }
+    version = subprocess.run([root / PROGRAM / "bin/piagent", "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("piagent ")
+
+    call("install", "--with-mosquitto", "--source", wheel, "--root", root)
+    assert tree(root) == first
+
+    settings = root / "etc/piagent/piagent.env"
+    assert "\nMQTT_USERNAME=piagent\n" in settings.read_text()
+    settings.write_text(settings.read_text() + "MAX_TOKENS=99\n")
+    rules = root / "etc/mosquitto/piagent.acl"
+    rules.write_text("user piagent\ntopic readwrite #\n")
+    call("--with-mosquitto", "--source", wheel, "--root", root)
+    assert settings.read_text().endswith("MAX_TOKENS=99\n"), "the owner's settings are kept"
+    assert rules.read_text() == "user piagent\ntopic readwrite #\n", "and the owner's rules"
+
+    memory = root / "var/lib/piagent/memory.db"
+    memory.parent.mkdir(parents=True)
+    memory.write_text("conversations")
+    call("uninstall", "--root", root)
+    assert {path.split("/")[1] for path in tree(root)} == {"mosquitto", "piagent", "lib"}
+    assert not (root / PROGRAM).exists()
+    assert memory.exists()
+
+    call("uninstall", "--purge", "--root", root)
+    assert tree(root) == {}
+    call("uninstall", "--purge", "--root", root)  # once more is fine
+
+
+def test_a_program_that_cannot_be_installed_leaves_no_half_of_a_service(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    call("--with-mosquitto", "--source", source, "--root", tmp_path / "root", fails=True)
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["opt"]
+
+
+def test_a_broker_that_is_configured_already_is_left_as_it_is(tmp_path: Path) -> None:
+    own = tmp_path / "etc/mosquitto/conf.d/home.conf"
+    own.parent.mkdir(parents=True)
+    own.write_text("listener 1883\nallow_anonymous true\n")
+    said = call("--with-mosquitto", "--root", tmp_path, fails=True)
+    assert "home.conf" in said
+    assert set(tree(tmp_path)) == {"etc/mosquitto/conf.d/home.conf"}
+
+
+@pytest.mark.parametrize("wrong", ["--purge", "--colour", "update", "--root", "--source"])
+def test_wrong_usage_does_nothing(wrong: str, tmp_path: Path) -> None:
+    call("--root", tmp_path, wrong, fails=True)
+    assert list(tmp_path.iterdir()) == []
