@@ -1,0 +1,114 @@
+"""The verbs of `piagent`: one module each, loaded only when it is the one that was called."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from piagent_daemon import __version__
+from piagent_daemon.errors import ConfigError, PiagentError
+
+FINE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+BAD_CONFIG: Final = 78
+"""EX_CONFIG of sysexits.h: the unit file keeps systemd from trying again."""
+INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells say it."""
+
+VERBS: Final = {
+    "run": ("piagent_daemon.cli.run", "run the daemon"),
+    "demo": ("piagent_daemon.cli.demo", "try it without broker or model: everything on this machine, in one process"),
+    "ask": ("piagent_daemon.cli.ask", "ask a running daemon one question"),
+    "chat": ("piagent_daemon.cli.chat", "talk with a running daemon"),
+    "doctor": ("piagent_daemon.cli.doctor", "check broker, model server, memory and clock, with remedies"),
+    "models": ("piagent_daemon.cli.models", "list, pull and remove models"),
+    "config": ("piagent_daemon.cli.config", "show the settings in force and where each came from"),
+    "asyncapi": ("piagent_daemon.cli.asyncapi", "print the AsyncAPI 3 document of the MQTT interface"),
+}
+
+
+def main(argv: Sequence[str] | None = None, default: str | None = None) -> int:
+    """Run one verb and return its exit code: 0 fine, 1 failed, 2 wrong usage, 78 bad configuration.
+
+    `default` is the verb when `argv` names none; without it the help is printed.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    before = _options_before_verb(words)
+    try:
+        common = _top_parser().parse_args(words[:before])
+        verb = words[before] if before < len(words) else default
+        if verb is None:
+            _top_parser().print_help()
+            return FINE
+        if verb not in VERBS:
+            _top_parser().error(f'there is no "{verb}"; choose from {", ".join(VERBS)}')
+        module = importlib.import_module(VERBS[verb][0])
+        args = _verb_parser(verb, module).parse_args(words[before + 1 :], argparse.Namespace(**vars(common)))
+    except SystemExit as leaving:  # argparse leaves by itself after --help, --version and wrong usage
+        return leaving.code if isinstance(leaving.code, int) else USAGE
+    return _guarded(module, args)
+
+
+def _guarded(module: ModuleType, args: argparse.Namespace) -> int:
+    """Run a verb and turn what people can do something about into lines on stderr and an exit code."""
+    try:
+        code: int = module.run(args)
+        sys.stdout.flush()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"piagent: {problem}", file=sys.stderr)
+        return BAD_CONFIG
+    except PiagentError as error:
+        print(f"piagent: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our pipe has left; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code
+
+
+def _options_before_verb(words: Sequence[str]) -> int:
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] == "--config" else 1
+    return min(at, len(words))
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    verbs = "\n".join(f"  {verb:<10} {summary}" for verb, (_, summary) in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="piagent",
+        usage="piagent [--config PATH] COMMAND …",
+        description="The assistant on your home's message bus: MQTT in, a local model, MQTT out.",
+        epilog=f"commands:\n{verbs}\n\n`piagent COMMAND --help` tells more. First steps: `piagent demo`.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"piagent {__version__}")
+    _add_config(parser, None)
+    return parser
+
+
+def _verb_parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"piagent {verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_config(parser, argparse.SUPPRESS)
+    module.configure(parser)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--config", type=Path, metavar="PATH", default=default, help="read the settings from this piagent.toml"
+    )

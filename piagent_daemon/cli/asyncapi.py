@@ -1,0 +1,27 @@
+"""Print the AsyncAPI 3 document of the daemon's MQTT interface."""
+
+import argparse
+import json
+
+from piagent_daemon.cli import FINE
+from piagent_daemon.cli.asyncapi_document import document
+from piagent_daemon.cli.terminal import stdout
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="JSON (the default)")
+    form.add_argument("--yaml", action="store_true", help="YAML instead of JSON")
+    parser.add_argument("--base", default="piagent", metavar="TOPIC", help="the base topic (MQTT_BASE_TOPIC)")
+
+
+def run(args: argparse.Namespace) -> int:
+    found = document(args.base)
+    if args.yaml:
+        import yaml  # noqa: PLC0415  only this form needs it
+
+        text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=120)
+    else:
+        text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    stdout().write(text)
+    return FINE

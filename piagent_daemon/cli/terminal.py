@@ -1,0 +1,69 @@
+"""What the commands know of the terminal: colours, safe text, and where notes go."""
+
+import os
+import sys
+from typing import Final, Literal, TextIO
+
+Style = Literal["bold", "dim", "red", "green", "yellow", "cyan"]
+
+_CODES: Final[dict[Style, str]] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+# A model's text may hold escape sequences (they retitle windows, hide text, answer to the shell): controls other than
+# newline and tab become visible pictures (U+2400 …), C1 controls the replacement character, carriage returns vanish.
+_NEUTRAL: Final = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t\r"},
+    0x0D: None,
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+def neutral(text: str) -> str:
+    """Return `text` without anything that a terminal would obey."""
+    return text.translate(_NEUTRAL)
+
+
+class Terminal:
+    """One output stream; colours and neutralising apply only when it is a terminal (see https://no-color.org)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.interactive = stream.isatty()
+        self.colour = self.interactive and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._at_line_start = True
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:  # a character that the terminal's encoding lacks must not end an answer
+            reconfigure(errors="replace")
+
+    def paint(self, text: str, style: Style) -> str:
+        """Return `text` in a style where the stream shows colours, else as it is."""
+        return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.colour else text
+
+    def write(self, text: str) -> None:
+        """Write a piece of foreign text at once; exact for pipes and files, neutral on a terminal."""
+        if text:
+            self._stream.write(neutral(text) if self.interactive else text)
+            self._stream.flush()
+            self._at_line_start = text.endswith("\n")
+
+    def line(self, text: str = "", style: Style | None = None) -> None:
+        """Write one line, beginning a new one when an unfinished one stands there."""
+        self.end_line()
+        shown = neutral(text) if self.interactive else text
+        self._stream.write((self.paint(shown, style) if style else shown) + "\n")
+        self._stream.flush()
+
+    def end_line(self) -> None:
+        """Finish the line when text stands on it."""
+        if not self._at_line_start:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._at_line_start = True
+
+
+def stdout() -> Terminal:
+    return Terminal(sys.stdout)
+
+
+def stderr() -> Terminal:
+    return Terminal(sys.stderr)
