@@ -1,10 +1,21 @@
-"""prompts/*.md -> Agent."""
+"""prompts/*.md -> Agent. Source: contract section 9."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+
+from piagent_daemon import templates
 from piagent_daemon.contract import Options, Sentences
+from piagent_daemon.errors import ConfigError
+from piagent_daemon.problems import explain, line_of, nearest, one_line
+from piagent_daemon.sources import read_text
+
+_NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
+_FENCE: Final = re.compile(r"^---[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +34,154 @@ class Agent:
     format: Literal["json"] | Mapping[str, Any] | None = None
     tools: tuple[str, ...] = ()
     filler: Mapping[str, Any] | None = None
+    """`text` (what to say) and `seconds` (when no word came before)."""
     stop_phrases: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     context: str | None = None
     """Source of the Jinja2 template for the facts of one turn."""
+
+
+Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=256)]
+
+
+class Filler(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: Word
+    seconds: float = Field(gt=0, le=600)
+
+
+class FrontMatter(BaseModel):
+    """What may stand between the two `---` lines."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)] = ""
+    provider: Word | None = None
+    model: Word | None = None
+    options: Options = Options()
+    stream: bool | Sentences | None = None
+    interrupt: bool = False
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
+    format: Literal["json"] | dict[str, JsonValue] | None = None
+    tools: tuple[Word, ...] = ()
+    filler: Filler | None = None
+    stop_phrases: tuple[Word, ...] = ()
+    languages: tuple[Word, ...] = ()
+    context: str | None = None
+
+
+def packaged_prompts() -> Path:
+    """Return the folder of the prompts that come with piagent: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "prompts"
+    return inside if inside.is_dir() else package.parent / "prompts"
+
+
+def load_agents(prompts_dir: Path | None) -> dict[str, Agent]:
+    """Read the packaged agents, and those in `prompts_dir`, which override and add; by name, in alphabetical order.
+
+    Raises ConfigError with a line per problem, naming file and key.
+    """
+    agents: dict[str, Agent] = {}
+    problems: list[str] = []
+    for folder in (packaged_prompts(), prompts_dir):
+        if folder is None:
+            continue
+        try:
+            paths = sorted(path for path in folder.iterdir() if path.suffix == ".md" and path.name[0] != ".")
+            files = [path for path in paths if path.is_file()]
+        except (OSError, ValueError) as error:
+            problems.append(f"PROMPTS_DIR: {folder} cannot be read: {getattr(error, 'strerror', error)}")
+            continue
+        for path in files:
+            try:
+                # The packaged templates are compiled by our own tests; doing it at each start would import Jinja2.
+                agent = read_agent(path, check=folder is prompts_dir)
+            except ConfigError as error:
+                problems += error.problems
+            else:
+                agents[agent.name] = agent
+    if problems:
+        raise ConfigError(*map(one_line, problems))
+    return dict(sorted(agents.items()))
+
+
+def read_agent(path: Path, *, check: bool = True) -> Agent:
+    """Read one prompt file; raises ConfigError. `check`: compile its `context` template, to find its mistakes now."""
+    if not _NAME.fullmatch(path.stem):
+        raise ConfigError(f"{path}: the name of a prompt file is 1 to 64 of a-z, 0-9, _ and -, then .md")
+    try:
+        text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    except ValueError as error:
+        raise ConfigError(f"{path} {error}") from None
+    front, body, body_line = _split(path, text)
+    meta = _front_matter(path, text, front) if front.strip() else FrontMatter()
+    system = _system(path, body, body_line)
+    if check and meta.context is not None:
+        try:
+            templates.check(meta.context)
+        except templates.TemplateProblem as problem:
+            raise ConfigError(f"{path}:{line_of(text, 'context')}: context: {problem}") from None
+    return Agent(
+        name=path.stem,
+        system=system,
+        **{key: getattr(meta, key) for key in FrontMatter.model_fields if key != "filler"},
+        filler=meta.filler.model_dump() if meta.filler else None,
+    )
+
+
+def _split(path: Path, text: str) -> tuple[str, str, int]:
+    """Return front matter, system prompt, and the line on which the latter begins."""
+    first = _FENCE.match(text)
+    if not first:
+        return "", text, 1
+    second = _FENCE.search(text, first.end())
+    if not second:
+        raise ConfigError(f"{path}:1: the front matter is not closed by a second line ---")
+    return text[first.end() : second.start()], text[second.end() :], text.count("\n", 0, second.end()) + 1
+
+
+def _front_matter(path: Path, text: str, front: str) -> FrontMatter:
+    import yaml  # noqa: PLC0415 (only for files with front matter)
+
+    try:
+        content = yaml.safe_load(front)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{path}:{line}: {getattr(error, 'problem', None) or 'this is not YAML'}") from None
+    # PyYAML lets these out for tagged scalars that it cannot convert (`!!int x`, `!!timestamp x`) and deep nesting.
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        raise ConfigError(f"{path}:1: this is not YAML that can be used") from None
+    if content is None:
+        return FrontMatter()
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}:1: the front matter should be lines of key: value")
+    try:
+        return FrontMatter.model_validate({str(key): value for key, value in content.items()})
+    except ValidationError as error:
+        known = FrontMatter.model_fields
+        raise ConfigError(
+            *(
+                f"{path}:{line_of(text, finding.key)}: "
+                + (
+                    f"{finding.key}: {finding.message}"
+                    if finding.key in known
+                    else f"there is no key {finding.key}{nearest(finding.key, known)}"
+                )
+                for finding in explain(error)
+            )
+        ) from None
+
+
+def _system(path: Path, body: str, body_line: int) -> str:
+    try:
+        rendered = templates.render_once(body, {"agent": path.stem})
+    except templates.TemplateProblem as problem:
+        where = f"{path}:{body_line + problem.line - 1}" if problem.line else f"{path}"
+        raise ConfigError(f"{where}: {problem}") from None
+    system = "\n".join(line.rstrip() for line in rendered.split("\n")).strip()
+    if not system:
+        raise ConfigError(f"{path}: there is no system prompt in it")
+    return system

@@ -1,0 +1,95 @@
+"""What the model reads: agent, history and request become messages; their beginning stays the same from turn to turn.
+
+A model server keeps what it has read and reads only what differs. So the system message is exactly the agent's, history
+is exactly what is remembered, and the facts of one turn (the time, the room) stand at the end of the newest message
+alone, and are not remembered.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from piagent_daemon import templates
+from piagent_daemon.agents import Agent
+from piagent_daemon.contract import File, Request
+from piagent_daemon.ports import Message, Turn
+from piagent_daemon.wire import image_base64
+
+log = logging.getLogger("piagent.prompt")
+
+_TAGS: Final = re.compile(
+    r"<(?=\s*/?\s*(?:system|user|assistant)\b"  # our own
+    r"|\||/?s>|<?/?SYS>|/?(?:start|end)_of_turn>)"  # those of Llama, Qwen, Mistral and Gemma
+    r"|\[(?=/?INST\])",
+    re.IGNORECASE,
+)
+
+
+def build(
+    agent: Agent, turns: Sequence[Turn], request: Request, *, now: datetime, conversation_id: str
+) -> tuple[Message, ...]:
+    """Return the messages of one call: system, history, newest message.
+
+    `now` is the local time, aware; it is only in the prompt when the agent's `context` template names it.
+    """
+    text = user_text(request)
+    facts = turn_facts(agent, request, now=now, conversation_id=conversation_id)
+    images = tuple(image_base64(image) for image in request.images)
+    return (
+        Message("system", agent.system),
+        *(Message(turn.role, turn.content) for turn in turns),
+        Message("user", f"{text}\n\n{facts}" if facts else text, images),
+    )
+
+
+def user_text(request: Request) -> str:
+    """Return what is remembered of a request: its files (read already, so each has a text), then its message."""
+    return "\n\n".join([*(_fenced(file) for file in request.files if file.text is not None), request.message])
+
+
+def turn_facts(agent: Agent, request: Request, *, now: datetime, conversation_id: str) -> str:
+    """Return the facts of one turn, at most 4000 characters: the agent's template, else the request's `context`."""
+    if agent.context is not None:
+        variables = {"now": now, "conversation_id": conversation_id, "agent": agent.name, "context": request.context}
+        try:
+            return templates.render_facts(agent.context, variables)
+        except templates.TemplateProblem as problem:
+            log.warning("the context template of agent %s failed: %s", agent.name, problem)
+    return _listed(request.context)[: templates.MAX_FACTS_CHARS]
+
+
+def xml(messages: Sequence[Message]) -> str:
+    """Return the messages as one text for PROMPT_STYLE=xml, with an open `<assistant>` after a user's message.
+
+    Tags and special tokens of models inside the messages are made harmless.
+    """
+    blocks = [f"<{message.role}>{neutral(message.content)}</{message.role}>\n" for message in messages]
+    return "".join(blocks) + ("<assistant>" if messages and messages[-1].role == "user" else "")
+
+
+def neutral(text: str) -> str:
+    """Return `text` without anything that a model could take for the mark of a role; twice is the same as once."""
+    return _TAGS.sub(lambda found: "&lt;" if found[0] == "<" else "&#91;", text)
+
+
+def _listed(context: str | dict[str, Any] | None) -> str:
+    if not context:
+        return ""
+    if isinstance(context, str):
+        return f"Context: {context.strip()}"
+    return "Context:\n" + "\n".join(f"{key}: {_compact(value)}" for key, value in context.items())
+
+
+def _compact(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _fenced(file: File) -> str:
+    """Return a file in a fence longer than any in its text, so that the text cannot end it."""
+    text = file.text or ""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    name = " ".join((file.name or file.path or "").split())[:128]
+    return f"File {name}:\n{fence}\n{text.rstrip()}\n{fence}"

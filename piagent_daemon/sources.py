@@ -1,0 +1,191 @@
+"""Where settings come from: each place read into raw values that remember their origin; nothing is judged here.
+
+Source: contract section 7; systemd.exec(5), "Credentials".
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from piagent_daemon.problems import line_of, nearest
+
+PREFIX: Final = "PIAGENT_"
+CONFIG_PATHS: Final = (Path("piagent.toml"), Path("/etc/piagent/piagent.toml"))
+DOTENV_PATH: Final = Path(".env")
+MAX_FILE_BYTES: Final = 256 * 1024
+_NOT_SETTINGS: Final = re.compile(r"PIAGENT_(CONFIG|TEST_\w*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One value as it stands somewhere, and where a person finds it."""
+
+    value: Any
+    origin: str
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text of a file of at most 256 KiB; raises ValueError with a sentence that names no content."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError("is no path") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text") from None
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads every place; `problems` has a line for each thing that cannot be used.
+
+    `names` are the settings in lower case, `secrets` those that also come from files, `aliases` other names of
+    settings (alias -> name).
+    """
+
+    names: Collection[str]
+    secrets: Collection[str]
+    aliases: Mapping[str, str]
+    problems: list[str] = field(default_factory=list)
+
+    def read(self, config: Path | None, environ: Mapping[str, str]) -> dict[str, Found]:
+        """Return what is set anywhere. The first place that has a setting wins, in this order:
+
+        environment with the prefix, environment, `.env` with the prefix, `.env`, the TOML file, systemd credentials.
+        `<NAME>_FILE` counts as the place in which it is written. An empty value counts as not set.
+        """
+        dotenv, dotenv_text = self._dotenv()
+        chosen = config or environ.get(f"{PREFIX}CONFIG") or dotenv.get(f"{PREFIX}CONFIG")
+        layers = [
+            *self._variables(environ, lambda key: f"environment {key}"),
+            *self._variables(dotenv, lambda key: f"{DOTENV_PATH}:{line_of(dotenv_text, key)}"),
+            self._toml(Path(chosen) if chosen else None),
+            self._credentials(environ.get("CREDENTIALS_DIRECTORY")),
+        ]
+        merged: dict[str, Found] = {}
+        for layer in reversed(layers):
+            merged |= layer
+        return merged
+
+    @property
+    def _spellings(self) -> set[str]:
+        spelled = {*self.names, *self.aliases}
+        return spelled | {f"{name}_file" for name in spelled if self.aliases.get(name, name) in self.secrets}
+
+    # ---------------------------------------------------------------------------------------------------- the places
+
+    def _dotenv(self) -> tuple[dict[str, str], str]:
+        if not DOTENV_PATH.is_file():
+            return {}, ""
+        from io import StringIO  # noqa: PLC0415 (as the next two: only where there is a .env file)
+
+        from dotenv import dotenv_values  # noqa: PLC0415
+        from dotenv.parser import parse_stream  # noqa: PLC0415
+
+        try:
+            text = read_text(DOTENV_PATH)
+        except ValueError as error:
+            self.problems.append(f"{DOTENV_PATH} {error}")
+            return {}, ""
+        broken = [binding.original.line for binding in parse_stream(StringIO(text)) if binding.error]
+        if broken:
+            self.problems += [f"{DOTENV_PATH}:{line}: this is not NAME=value" for line in broken]
+            return {}, text
+        return {key: value for key, value in dotenv_values(stream=StringIO(text)).items() if value is not None}, text
+
+    def _variables(
+        self, variables: Mapping[str, str], origin: Callable[[str], str]
+    ) -> tuple[dict[str, Found], dict[str, Found]]:
+        """Return two layers: the variables with the prefix, which win, and those without."""
+        prefixed: dict[str, Found] = {}
+        bare: dict[str, Found] = {}
+        spellings = self._spellings
+        for key, value in variables.items():
+            name = key.removeprefix(PREFIX).lower()
+            if key in {name.upper(), PREFIX + name.upper()} and name in spellings:
+                layer = prefixed if key.startswith(PREFIX) else bare
+                layer[name] = Found(value if self._is_secret(name) else value.strip(), origin(key))
+            elif key.startswith(PREFIX) and not _NOT_SETTINGS.fullmatch(key):
+                hint = nearest(PREFIX + name.upper(), [PREFIX + known.upper() for known in spellings])
+                self.problems.append(f"{key}: there is no such setting{hint} ({origin(key)})")
+        return self._settle(prefixed), self._settle(bare)
+
+    def _toml(self, path: Path | None) -> dict[str, Found]:
+        if path is None:
+            path = next((candidate for candidate in CONFIG_PATHS if candidate.is_file()), None)
+            if path is None:
+                return {}
+        import tomllib  # noqa: PLC0415 (only where there is a file)
+
+        try:
+            text = read_text(path)
+        except ValueError as error:
+            self.problems.append(f"{path} {error}")
+            return {}
+        try:
+            content = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+            where = f"{path}:{found[1]}" if found else f"{path}"
+            self.problems.append(f"{where}: {str(error).removesuffix(found[0]) if found else 'this is not TOML'}")
+            return {}
+        spellings = self._spellings
+        layer: dict[str, Found] = {}
+        for key, value in content.items():
+            origin = f"{path}:{line_of(text, key)}"
+            if key in spellings:
+                layer[key] = Found(value, origin)
+            else:
+                self.problems.append(f"{origin}: {key}: there is no such setting{nearest(key.lower(), spellings)}")
+        return self._settle(layer)
+
+    def _credentials(self, directory: str | None) -> dict[str, Found]:
+        layer: dict[str, Found] = {}
+        if not directory:
+            return layer
+        for name in (*self.aliases, *self.secrets):
+            for spelled in (name.replace("_", "-"), name):
+                path = Path(directory, spelled)
+                if self.aliases.get(name, name) in self.secrets and path.is_file():
+                    self._add_file(layer, name, path, f"credential {spelled}")
+        return {name: found for name, found in layer.items() if found.value}
+
+    # --------------------------------------------------------------------------------------- aliases and secret files
+
+    def _is_secret(self, spelled: str) -> bool:
+        return self.aliases.get(spelled, spelled) in self.secrets
+
+    def _settle(self, layer: dict[str, Found]) -> dict[str, Found]:
+        """Resolve aliases, `_file` twins and empty values in one place's values."""
+        layer = {name: found for name, found in layer.items() if found.value != ""}
+        settled: dict[str, Found] = {}
+        for name in (*self.aliases, *self.names):
+            found = layer.get(name)
+            twin = layer.get(f"{name}_file") if self._is_secret(name) else None
+            if found and twin:
+                self.problems.append(
+                    f"{name.upper()} and {name.upper()}_FILE are both set, keep one ({found.origin}, {twin.origin})"
+                )
+            elif found:
+                settled[self.aliases.get(name, name)] = found
+            elif twin and not isinstance(twin.value, str):
+                self.problems.append(f"{name.upper()}_FILE should be a path ({twin.origin})")
+            elif twin:
+                self._add_file(settled, name, Path(twin.value).expanduser(), f"{name.upper()}_FILE in {twin.origin}")
+                if settled.get(self.aliases.get(name, name), twin).value == "":
+                    self.problems.append(f"{name.upper()}_FILE: {twin.value} is empty ({twin.origin})")
+        return settled
+
+    def _add_file(self, layer: dict[str, Found], name: str, path: Path, origin: str) -> None:
+        try:
+            layer[self.aliases.get(name, name)] = Found(read_text(path).rstrip("\r\n"), origin)
+        except ValueError as error:
+            self.problems.append(f"{name.upper()}: {path} {error} ({origin})")

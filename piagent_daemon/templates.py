@@ -1,0 +1,106 @@
+"""The Jinja2 in prompt files, sandboxed. Jinja2 itself is imported only where a text holds a template.
+
+Source: contract section 9; https://jinja.palletsprojects.com/en/stable/sandbox/
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.sandbox import SandboxedEnvironment
+
+T = TypeVar("T")
+
+MAX_FACTS_CHARS: Final = 4000
+"""What a `context` template may add to a turn at most."""
+FACTS: Final = frozenset({"now", "conversation_id", "agent", "context"})
+
+
+class TemplateProblem(ValueError):
+    """A template cannot be used; `line` is the line in its source, or None."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def is_template(text: str) -> bool:
+    """Tell whether Jinja2 would find anything to do in `text`."""
+    return any(mark in text for mark in ("{{", "{%", "{#"))
+
+
+def render_once(source: str, variables: Mapping[str, Any]) -> str:
+    """Render a system prompt; raises TemplateProblem, also for a name that is not among `variables`."""
+    if not is_template(source):
+        return source
+    return _guarded(lambda: _compiled(source, strict=True).render(variables))
+
+
+def check(source: str) -> None:
+    """Raise TemplateProblem when a `context` template cannot be compiled or names what it will not be given."""
+    if is_template(source):
+        unknown = _guarded(lambda: _unknown_names(source))
+        if unknown:
+            raise TemplateProblem(f"there is no {min(unknown)} here; there are {', '.join(sorted(FACTS))}")
+        _guarded(lambda: _compiled(source, strict=False))
+
+
+def render_facts(source: str, variables: Mapping[str, Any]) -> str:
+    """Render a `context` template for one turn, at most 4000 characters; what the request lacks is empty.
+
+    Raises TemplateProblem.
+    """
+    if not is_template(source):
+        return source.strip()[:MAX_FACTS_CHARS]
+    return _guarded(lambda: _bounded(_compiled(source, strict=False), variables))
+
+
+def _bounded(template: "Template", variables: Mapping[str, Any]) -> str:
+    parts: list[str] = []
+    size = 0
+    for part in template.generate(variables):
+        parts.append(part[:MAX_FACTS_CHARS])
+        size += len(part)
+        if size > MAX_FACTS_CHARS:
+            break
+    return "".join(parts)[:MAX_FACTS_CHARS].strip()
+
+
+def _unknown_names(source: str) -> set[str]:
+    from jinja2 import meta  # noqa: PLC0415 (see the top)
+
+    environment = _environment(strict=False)
+    return meta.find_undeclared_variables(environment.parse(source)) - set(environment.globals) - FACTS
+
+
+@lru_cache(maxsize=2)
+def _environment(*, strict: bool) -> "SandboxedEnvironment":
+    from jinja2 import ChainableUndefined, StrictUndefined  # noqa: PLC0415 (see the top)
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined if strict else ChainableUndefined)
+    # Both draw lots, and a prompt must be the same at each start: the model server keeps what it has read of it.
+    del environment.globals["lipsum"]
+    del environment.filters["random"]
+    return environment
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str, *, strict: bool) -> "Template":
+    return _environment(strict=strict).from_string(source)
+
+
+def _guarded(work: Callable[[], T]) -> T:
+    from jinja2 import TemplateError, TemplateSyntaxError  # noqa: PLC0415 (see the top)
+
+    try:
+        return work()
+    except TemplateSyntaxError as error:
+        raise TemplateProblem(error.message or "this is not Jinja2", error.lineno) from None
+    except TemplateError as error:
+        raise TemplateProblem(str(error)) from None
+    # A template is a small program: whatever its expressions raise comes out of it as it is.
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError) as error:
+        raise TemplateProblem(f"{type(error).__name__}: {error}") from None
