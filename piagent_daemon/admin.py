@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from piagent_daemon.contract import AdminError, AdminResponse, Health, Id, Info, Noun
+from piagent_daemon.contract import AdminError, AdminResponse, Id, Noun
 from piagent_daemon.errors import InternalError, InvalidRequest, PiagentError
 from piagent_daemon.ports import ConversationStore, Provider
+from piagent_daemon.reporting import Reporting
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.turn import Config
 
@@ -35,22 +36,12 @@ class OneRequest(Noun):
 class AdminDesk:
     """Answers admin requests. Adding one takes a method here and a line in the table."""
 
-    def __init__(
-        self,
-        config: Config,
-        scheduler: Scheduler,
-        store: ConversationStore,
-        provider: Provider,
-        *,
-        health: Callable[[], Health],
-        info: Callable[[], Info],
-    ) -> None:
+    def __init__(self, config: Config, scheduler: Scheduler, store: ConversationStore, provider: Provider) -> None:
+        self.reporting: Reporting | None = None
         self._config = config
         self._scheduler = scheduler
         self._store = store
         self._provider = provider
-        self._health = health
-        self._info = info
         self._methods: dict[str, tuple[type[Noun], Callable[[Any], Awaitable[Any]]]] = {
             "agents/list": (NoParams, self._agents_list),
             "cancel": (OneRequest, self._cancel),
@@ -88,8 +79,13 @@ class AdminDesk:
             problems = "; ".join(f"{field}: {message}" for field, message in fields.items())
             raise InvalidRequest(f"Bad parameters for {method}: {problems}.") from None
 
+    def _known(self) -> Reporting:
+        if self.reporting is None:
+            raise InternalError("The daemon is not put together yet.")
+        return self.reporting
+
     async def _agents_list(self, _: NoParams) -> Any:
-        return {"agents": [agent.model_dump() for agent in self._info().agents]}
+        return {"agents": [agent.model_dump() for agent in self._known().info().agents]}
 
     async def _conversations_list(self, _: NoParams) -> Any:
         return {
@@ -135,7 +131,7 @@ class AdminDesk:
         }
 
     async def _health_now(self, _: NoParams) -> Any:
-        return self._health().model_dump()
+        return self._known().health().model_dump()
 
     async def _config_get(self, _: NoParams) -> Any:
         return self._config.settings.model_dump(mode="json")

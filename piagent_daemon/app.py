@@ -45,9 +45,7 @@ def build(loaded: Loaded) -> Daemon:
     assistant = Assistant(config, provider, store, Ledger(), clock)
     scheduler = Scheduler(assistant, config, store, tally, clock)
     watch = ProviderWatch(provider, config)
-    admin = AdminDesk(
-        config, scheduler, store, provider, health=lambda: reporting.health(), info=lambda: reporting.info()
-    )
+    admin = AdminDesk(config, scheduler, store, provider)
     door = doors.create("mqtt", config.settings, scheduler, admin, clock, Offline().encode())
     reporting = Reporting(
         config=config,
@@ -58,6 +56,7 @@ def build(loaded: Loaded) -> Daemon:
         tally=tally,
         notifier=notifier,
     )
+    admin.reporting = reporting
     watch.on_change = door.on_change = reporting.changed
     tally.on_end = watch.ended
     return Daemon(

@@ -163,7 +163,7 @@ class Daemon:
             fresh = await self._reload()
         except ConfigError as error:
             for problem in error.problems:
-                log.error("reload refused: %s", problem)
+                log.error("reload refused: %s", problem)  # noqa: TRY400 - the problem says it all, a trace says nothing
             self._reporting.config_rejected = True
         else:
             changed = {name for name, agent in fresh.agents.items() if self.config.agents.get(name) != agent}

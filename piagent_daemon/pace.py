@@ -31,6 +31,7 @@ class Pace:
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
         self._held: list[str] = []
+        self._stage_is_news = False
         self._due = 0.0
         self._ring: asyncio.TimerHandle | None = None
         self._listener: asyncio.Future[None] | None = None
@@ -45,7 +46,8 @@ class Pace:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._task is not None
+        if self._task is None:
+            return
         if self._ring:
             self._ring.cancel()
         if not self.finish or error:
@@ -60,6 +62,7 @@ class Pace:
     def entered(self, stage: Stage, detail: str) -> None:
         """Note that the stream has come to another stage before its first text."""
         self.stage, self.detail = stage, detail
+        self._stage_is_news = True
         self._wake()
 
     @property
@@ -76,7 +79,8 @@ class Pace:
 
     async def wait(self, until: float | None = None) -> None:
         """Return when text is due, the answer is complete, the stage changes, or at loop time `until`."""
-        if self.text_due or self.finish or self.ended:
+        if self.text_due or self.finish or self.ended or self._stage_is_news:
+            self._stage_is_news = False
             return
         self._listener = self._loop.create_future()
         alarm = self._loop.call_at(until, self._wake) if until is not None else None
@@ -84,6 +88,7 @@ class Pace:
             await self._listener
         finally:
             self._listener = None
+            self._stage_is_news = False
             if alarm:
                 alarm.cancel()
 

@@ -106,35 +106,27 @@ class Provider(Protocol):
 
         Closing the generator closes the connection, at which the server stops generating. No retries in here.
         """
-        ...
 
     async def prime(self, request: ChatRequest) -> None:
         """Load the model and let it read the prompt of `request` (system text), generating next to nothing."""
-        ...
 
     async def probe(self, model: str) -> ProviderState:
         """Look whether the server answers and has `model`; cheap, bounded in time, never raises ProviderError."""
-        ...
 
     async def models(self) -> list[ModelInfo]:
         """List the models that the server has."""
-        ...
 
     async def capabilities(self, model: str) -> frozenset[str]:
         """Return the model's capabilities in Ollama's words: completion, tools, vision, thinking, embedding."""
-        ...
 
     def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download a model; closing the generator stops the download, which a later call resumes."""
-        ...
 
     async def delete(self, model: str) -> None:
         """Remove a model from the server."""
-        ...
 
     async def aclose(self) -> None:
         """Close every connection."""
-        ...
 
 
 # -------------------------------------------------------------------------------------------------------------- store
@@ -239,54 +231,42 @@ class ConversationStore(Protocol):
     @property
     def problem(self) -> str | None:
         """Why conversations are not kept on disk though they should be; None when all is well."""
-        ...
 
     def count(self) -> int:
         """How many conversations are remembered."""
-        ...
 
     async def start(self) -> None:
         """Open the file, if there is one, and take in what an earlier process left; call it first, and once."""
-        ...
 
     async def open(self, delivery: Delivery, ticket: Ticket) -> Ticket:
         """Enter a delivery under the fresh ids of `ticket`, or return the ticket that a same delivery has already."""
-        ...
 
     async def begin(self, request_id: str, conversation_id: str) -> Ticket:
         """Count one more attempt at a request, before the model is called; return the ticket with its number.
 
         `crashes` in it counts the earlier attempts that neither ended (`commit`) nor were given back (`release`).
         """
-        ...
 
     async def release(self, request_id: str, conversation_id: str) -> None:
         """Give an attempt back at a graceful stop: the request will come again, and this was no crash."""
-        ...
 
     async def load(self, conversation_id: str) -> Conversation:
         """Return what is remembered; an empty Conversation for an unknown or expired one. Counts as use (LRU, TTL)."""
-        ...
 
     async def commit(self, outcome: Outcome) -> None:
         """Store a terminal event and the turns that belong to it, all or nothing, durable when this returns."""
-        ...
 
     async def clear(self, conversation_id: str | None = None) -> int:
         """Forget one conversation or all of them; return how many were forgotten."""
-        ...
 
     async def conversations(self) -> list[ConversationInfo]:
         """List the conversations, last used first."""
-        ...
 
     async def sweep(self) -> int:
         """Forget what has outlived MEMORY_TTL_MIN and the journal's old entries; return the conversations forgotten."""
-        ...
 
     async def aclose(self) -> None:
         """Write what is left and close the file."""
-        ...
 
 
 # --------------------------------------------------------------------------------------------------------------- door
@@ -297,19 +277,15 @@ class Channel(Protocol):
 
     def send(self, event: Event) -> None:
         """Hand over one event, never waiting. A terminal event settles the input once the transport has it safely."""
-        ...
 
     def send_again(self, terminal: bytes) -> None:
         """Hand over a stored terminal event once more, for a request that came in twice."""
-        ...
 
     def drop(self) -> None:
         """Settle the input without an answer (a loop was broken)."""
-        ...
 
     def abandon(self) -> None:
         """Leave the input unsettled: the transport brings it back after the restart."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,23 +306,18 @@ class Intake(Protocol):
 
     async def submit(self, incoming: Incoming, channel: Channel) -> None:
         """Take one request in; returns when it is queued, refused or a known duplicate, never waits for an answer."""
-        ...
 
     def cancel(self, conversation_id: str, request_id: str | None = None) -> None:
         """Stop the running answer of a conversation; without an id also drop what waits."""
-        ...
 
     async def reset(self, conversation_id: str) -> int:
         """Forget a conversation, a running answer included, which goes on; return how many were remembered: 0 or 1."""
-        ...
 
     def refused(self, reason: str) -> None:
         """Count something that came in and was not taken: no safe topic, no valid request, a copy of our own event."""
-        ...
 
     def duplicate(self) -> None:
         """Count a request that came in again while it is being answered."""
-        ...
 
 
 class Admin(Protocol):
@@ -354,7 +325,6 @@ class Admin(Protocol):
 
     def handle(self, method: str, payload: bytes) -> AsyncGenerator[AdminResponse, None]:
         """Answer one admin request: any number of progress responses, then exactly one ok or error."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,27 +346,21 @@ class FrontDoor(Protocol):
     @property
     def alive(self) -> bool:
         """Tell whether the receive loop makes progress; being disconnected is no lack of progress."""
-        ...
 
     async def start(self) -> None:
         """Begin connecting; returns at once. The door keeps trying for ever."""
-        ...
 
     async def ready(self) -> None:
         """Return when the subscriptions are acknowledged for the first time."""
-        ...
 
     def announce(self, name: str, payload: bytes) -> None:
         """Publish one retained message under the base topic (`health`, `info`), now and after each reconnect."""
-        ...
 
     async def stop_intake(self) -> None:
         """Take nothing new from the transport; what is in stays in."""
-        ...
 
     async def stop(self, farewell: bytes, deadline_s: float) -> None:
         """Wait for acknowledgements, say goodbye on the health topic, disconnect; at most `deadline_s` seconds."""
-        ...
 
 
 # -------------------------------------------------------------------------------------------------------------- clock
@@ -407,8 +371,6 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """Return the wall time, aware, in UTC."""
-        ...
 
     def monotonic(self) -> float:
         """Return seconds that never jump."""
-        ...

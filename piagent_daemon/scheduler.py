@@ -5,7 +5,7 @@ Holds the engine's only catch-all: whatever a request brings about, it gets its 
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from piagent_daemon.errors import (
 )
 from piagent_daemon.health import Tally
 from piagent_daemon.job import Job, Stamp
+from piagent_daemon.loops import LoopBreaker
 from piagent_daemon.ports import Channel, Clock, ConversationStore, Incoming, Outcome, Ticket
 from piagent_daemon.turn import Assistant, Config
 
@@ -33,9 +34,6 @@ log = logging.getLogger("piagent.scheduler")
 
 MAX_CRASHES: Final = 2
 """A request that brought the daemon down this often is not tried again."""
-ECHOES: Final = 5
-ECHO_WINDOW_S: Final = 60.0
-REMEMBERED_REPLIES: Final = 1000
 STOP_S: Final = 2.0
 """Seconds that a stopped answer has to say its last word."""
 
@@ -48,14 +46,6 @@ class Lane:
     waiting: deque[Job] = field(default_factory=deque)
     running: Job | None = None
     agent: str | None = None
-
-
-@dataclass(slots=True)
-class Echo:
-    """The last reply of a conversation, and when texts equal to it came in (monotonic seconds)."""
-
-    reply: str
-    heard: deque[float] = field(default_factory=deque)
 
 
 class Scheduler:
@@ -74,7 +64,7 @@ class Scheduler:
         self._live: dict[tuple[str, str], Job] = {}
         self._tasks: dict[Job, asyncio.Task[None]] = {}
         self._errands: set[asyncio.Task[None]] = set()
-        self._echoes: OrderedDict[str, Echo] = OrderedDict()
+        self._loops = LoopBreaker(clock)
         self._waiting = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -107,7 +97,7 @@ class Scheduler:
         elif (ticket.conversation_id, ticket.request_id) in self._live:
             self._tally.duplicate()
             channel.abandon()
-        elif self._is_echo(ticket.conversation_id, incoming.request.message):
+        elif self._loops.is_echo(ticket.conversation_id, incoming.request.message):
             self._tally.refused(f"loop:{ticket.conversation_id}")
             channel.drop()
         else:
@@ -188,19 +178,6 @@ class Scheduler:
             return lane.agent
         return (await self._store.load(conversation_id)).agent or self._config.settings.default_agent
 
-    def _is_echo(self, conversation_id: str, message: str) -> bool:
-        """Tell whether a flow keeps feeding our own reply back to us (contract section 6)."""
-        echo = self._echoes.get(conversation_id)
-        if echo is None or echo.reply != message:
-            return False
-        now = self._clock.monotonic()
-        while echo.heard and now - echo.heard[0] > ECHO_WINDOW_S:
-            echo.heard.popleft()
-        echo.heard.append(now)
-        if len(echo.heard) == ECHOES + 1:
-            log.warning("conversation %.64r sends our own replies back: not answered for a minute", conversation_id)
-        return len(echo.heard) > ECHOES
-
     # ------------------------------------------------------------------------------------------------------------ run
 
     def _dispatch(self) -> None:
@@ -251,10 +228,7 @@ class Scheduler:
 
     def _send(self, job: Job, event: Event) -> None:
         if isinstance(event, FinalEvent):
-            self._echoes[job.conversation_id] = echo = self._echoes.pop(job.conversation_id, None) or Echo("")
-            echo.reply = event.reply.strip()
-            if len(self._echoes) > REMEMBERED_REPLIES:
-                self._echoes.popitem(last=False)
+            self._loops.replied(job.conversation_id, event.reply)
         if isinstance(event, FinalEvent | ErrorEvent):
             self._tally.ended(event)
         job.channel.send(event)
@@ -280,7 +254,7 @@ class Scheduler:
 
     async def reset(self, conversation_id: str) -> int:
         """Forget a conversation, a running answer included, which goes on; return how many were remembered: 0 or 1."""
-        self._echoes.pop(conversation_id, None)
+        self._loops.forget(conversation_id)
         if lane := self._lanes.get(conversation_id):
             lane.agent = None
         return await self._store.clear(conversation_id)

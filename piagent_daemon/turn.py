@@ -124,7 +124,7 @@ class Assistant:
                 if refit == REFITS or run.parts:
                     raise
         final = self._final(job, run, plan, conversation)
-        await self._store.commit(self._outcome(job, run, plan, conversation, final))
+        await self._store.commit(self._outcome(job, plan, conversation, final))
         yield final
 
     # ------------------------------------------------------------------------------------------------ before the call
@@ -260,7 +260,7 @@ class Assistant:
             **fields,
         )
 
-    def _outcome(self, job: Job, run: Run, plan: Plan, conversation: Conversation, final: FinalEvent) -> Outcome:
+    def _outcome(self, job: Job, plan: Plan, conversation: Conversation, final: FinalEvent) -> Outcome:
         outcome = Outcome(
             job.conversation_id, job.request_id, final.encode(), agent=job.agent.name, epoch=conversation.epoch
         )

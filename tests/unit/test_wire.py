@@ -1,0 +1,152 @@
+"""Payloads in, payloads out (contract sections 2 and 3)."""
+
+import base64
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piagent_daemon.contract import Request
+from piagent_daemon.errors import Busy, InvalidRequest
+from piagent_daemon.settings import Settings
+from piagent_daemon.wire import is_own_event, metadata_in, parse_request, refusal, request_id_in
+from tests.fakes.doubles import FakeClock
+
+SETTINGS = Settings(max_image_bytes=16, max_message_chars=50, max_payload_bytes=2000)
+
+
+def parse(value: Any) -> Request:
+    payload = value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
+    return parse_request(payload, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ("turn on the light", "turn on the light"),
+        ("  spaces \n", "spaces"),
+        ('"a JSON string"', "a JSON string"),
+        ('"with \\u00fc\\nline"', "with ü\nline"),
+        ("42", "42"),
+        (" 7.50 ", "7.50"),
+        ("true", "true"),
+        ("null", "null"),
+        ("[1, 2]", "[1, 2]"),
+        ('"unfinished', '"unfinished'),
+        ('{"message": "hi"}', "hi"),
+        (' {"text": "hi"}', "hi"),
+    ],
+)
+def test_anything_but_an_object_is_the_message_itself(payload: str, message: str) -> None:
+    assert parse(payload).message == message
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("{not json", "not valid JSON"),
+        ('{"message": "a", "message": }', "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        ("   ", "empty"),
+        ({"message": ""}, "empty"),
+        ({}, '"message" is missing'),
+        ({"message": "hi", "agnet": "voice"}, 'Unknown field "agnet"'),
+        ({"message": 5}, '"message"'),
+        ({"message": "x" * 51}, "51 characters"),
+        ({"message": "x" * 2000}, "bytes"),
+        ({"message": "hi", "id": ""}, '"id"'),
+        ({"message": "hi", "id": "x" * 129}, '"id"'),
+        ({"message": "hi", "stream": "words"}, '"stream'),
+        ({"message": "hi", "interrupt": "yes"}, '"interrupt"'),
+        ({"message": "hi", "options": {"num_ctx": 8192}}, 'Unknown field "options.num_ctx"'),
+        ({"message": "hi", "options": {"temperature": "hot"}}, '"options.temperature"'),
+        ({"message": "hi", "options": {"stop": "x"}}, '"options.stop"'),
+        ({"message": "hi", "options": {"num_predict": 0}}, '"options.num_predict"'),
+        ({"message": "hi", "images": ["not base64!"]}, '"images.0"'),
+        ({"message": "hi", "images": [""]}, '"images.0"'),
+        ({"message": "hi", "images": [base64.b64encode(b"x" * 17).decode()]}, '"images.0"'),
+        ({"message": "hi", "files": [{"name": "a"}]}, '"files.0"'),
+        ({"message": "hi", "files": [{"name": "a", "text": "b", "path": "c"}]}, '"files.0"'),
+        ({"message": "hi", "expires_s": -1}, '"expires_s"'),
+        ({"message": "hi", "metadata": []}, '"metadata"'),
+    ],
+)
+def test_a_bad_request_is_refused_by_naming_what_is_wrong(value: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(value)
+    assert says in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_every_field_of_a_request_is_read() -> None:
+    image = base64.b64encode(b"png").decode()
+    asked = {
+        "message": "what is it?",
+        "id": "r1",
+        "agent": "voice",
+        "stream": "sentences",
+        "interrupt": True,
+        "model": "m",
+        "options": {
+            "temperature": 0,
+            "top_p": 0.9,
+            "top_k": 1,
+            "min_p": 0.1,
+            "repeat_penalty": 1.1,
+            "seed": 1,
+            "stop": ["x"],
+            "num_predict": 5,
+        },
+        "format": {"type": "object"},
+        "images": [image, f"data:image/png;base64,{image}"],
+        "files": [{"name": "a.txt", "text": "b"}, {"path": "c.txt"}],
+        "context": {"room": "kitchen"},
+        "metadata": {"any": ["thing"]},
+        "expires_s": 5,
+        "conversation_id": "kitchen",
+    }
+    read = parse(asked)
+    assert read.model_dump(exclude_none=True) == asked
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_request_or_refused(payload: bytes) -> None:
+    with suppress(InvalidRequest):
+        read = parse_request(payload, SETTINGS)
+        assert 0 < len(read.message) <= 50
+        read.message.encode()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda part: st.lists(part) | st.dictionaries(st.text(), part),
+        max_leaves=5,
+    )
+)
+def test_any_json_is_a_request_or_refused(value: Any) -> None:
+    with suppress(InvalidRequest):
+        assert parse(json.dumps(value)).message
+
+
+@given(st.binary(max_size=300))
+def test_looking_into_any_bytes_never_fails(payload: bytes) -> None:
+    assert request_id_in(payload) is None or payload
+    assert metadata_in(payload) == {} or payload
+    assert is_own_event(payload) in {True, False}
+
+
+def test_our_own_event_is_known_however_it_is_written() -> None:
+    event = refusal(Busy("full"), conversation_id="c", request_id="r", clock=FakeClock())
+    assert is_own_event(event.encode())
+    assert is_own_event(json.dumps(json.loads(event.encode()), indent=2).encode())
+    assert not is_own_event(b'{"message": "what is a \\"request_id\\" and a \\"seq\\"?"}')
+
+
+def test_a_refused_request_keeps_its_id_and_metadata() -> None:
+    payload = b'{"id": "r1", "metadata": {"a": 1}, "nonsense": true}'
+    assert request_id_in(payload) == "r1"
+    assert metadata_in(payload) == {"a": 1}
