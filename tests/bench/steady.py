@@ -1,0 +1,48 @@
+"""Fifty conversations at once, each at the 20 tokens a second that a fast home machine gives."""
+
+from collections.abc import Sequence
+
+from tests.bench.client import Client
+from tests.bench.harness import Figure, Lab, alternate, ask, collect, figure, median_of, quantile, settle
+from tests.bench.model_server import Plan
+from tests.bench.process import Bridge, pause
+
+CONVERSATIONS, TOKENS, INTERVAL_S, ROUNDS = 50, 120, 0.05, 4
+RAMP_S = 0.02  # between questions: what is measured is the steady flow, not how fifty requests at once begin
+PLAN = Plan(tokens=TOKENS, interval_s=INTERVAL_S, scatter=True, stamped=True)
+
+
+def run(sides: Sequence[str], rounds: int | None = None) -> list[Figure]:
+    """Measure the delay from a token's write to the arrival of its chunk, and the CPU."""
+    with Lab() as lab, lab.client() as client:
+        bridges = {side: lab.start(side, max_concurrent=CONVERSATIONS) for side in sides}
+        settle()
+        lab.model.plan(PLAN)
+        results = alternate(sides, rounds or ROUNDS, lambda side, at: one_round(client, bridges[side], at))
+    worst = {side: max(each["p99"] for each in rounds) for side, rounds in results.items()}
+    return [
+        figure("chunk delay p50", "ms", median_of(results, "p50"), ratio_at_most=1.5),
+        figure("chunk delay p99, worst round", "ms", worst, at_most=10),
+        figure("chunk delay p99, median round", "ms", median_of(results, "p99")),
+        figure("CPU", "ms/1,000 tokens", median_of(results, "cpu"), ratio_at_most=1.5),
+        figure("tokens missing", "tokens", median_of(results, "missing"), at_most=0),
+    ]
+
+
+def one_round(client: Client, bridge: Bridge, number: int) -> dict[str, float]:
+    """Run all conversations side by side and return the round's delays in ms."""
+    before = bridge.cpu_s()
+    for index in range(CONVERSATIONS):
+        ask(client, bridge.name, f"s{number}-{index}", f"{bridge.name}-{number}-{index}")
+        pause(RAMP_S)
+    collect(client, CONVERSATIONS, 60)
+    cpu = bridge.cpu_s() - before
+    chunks = [each for each in client.take() if each.event["type"] == "chunk"]
+    delays = [1000 * (each.at - float(stamp)) for each in chunks for stamp in each.event["text"].split()]
+    tokens = CONVERSATIONS * TOKENS
+    return {
+        "p50": quantile(delays, 0.5),
+        "p99": quantile(delays, 0.99),
+        "cpu": cpu / tokens * 1e6,
+        "missing": tokens - len(delays),
+    }
