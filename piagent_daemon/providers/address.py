@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+import httpx
+
 from piagent_daemon.errors import ConfigError
 
 DEFAULT_PORT = 11434
@@ -55,19 +57,24 @@ def parse_address(text: str, setting: str = "OLLAMA_HOST") -> Address:
     path = path.strip("/")
     if not _PATH.fullmatch(path):
         raise ConfigError(f"{setting}: the path may only have plain characters, without a query")
-    return Address(
+    address = Address(
         scheme=scheme,
         host=_host(_HERE.get(host, host), setting),
         port=_port(port, setting) if port else (_SCHEME_PORTS[scheme] if mark or scheme == "https" else DEFAULT_PORT),
         path=f"/{path}" if path else "",
         userinfo=unquote(userinfo),
     )
+    try:
+        _ = httpx.URL(address.url).host  # decodes it
+    except (httpx.InvalidURL, ValueError):  # an international name that only looks like one
+        raise ConfigError(f"{setting}: {host[:64]!r} is not a host name") from None
+    return address
 
 
 def _split(hostport: str, setting: str) -> tuple[str, str]:
     if hostport.startswith("["):
         host, bracket, rest = hostport[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
+        if not bracket or ":" not in host or (rest and not rest.startswith(":")):
             raise ConfigError(f"{setting}: an IPv6 address is written [address]:port")
         return host, rest[1:]
     if hostport.count(":") > 1:

@@ -14,8 +14,8 @@ import httpx
 from piagent_daemon.errors import ProviderError, ProviderTimeout
 from piagent_daemon.providers import faults
 from piagent_daemon.providers.address import Address
+from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.ndjson import NdjsonReader
-from piagent_daemon.providers.watch import Watch
 
 log = logging.getLogger("piagent.providers")
 
@@ -43,12 +43,12 @@ if hasattr(socket, "TCP_USER_TIMEOUT"):
 class LineStream:
     """An NDJSON answer being read. `started` tells that text was given on, `complete` that the server said its end."""
 
-    def __init__(self, http: "Http", response: httpx.Response, watch: Watch, model: str) -> None:
+    def __init__(self, http: "Http", response: httpx.Response, deadlines: Deadlines, model: str) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an AsyncClient gives no other
         # The stream itself, not aiter_raw: that only counts bytes, at a tenth of the cost of a token.
         self._parts = response.stream.__aiter__()
         self._http = http
-        self._watch = watch
+        self._deadlines = deadlines
         self._model = model
         self._reader = NdjsonReader()
         self.ended = False
@@ -58,7 +58,7 @@ class LineStream:
     async def read(self) -> list[dict[str, Any]]:
         """Return the objects that one read from the network completed; at the end of the stream sets `ended`."""
         try:
-            data = await self._watch.read(anext(self._parts))
+            data = await self._deadlines.read(anext(self._parts))
         except StopAsyncIteration:
             self.ended = True
             return self._reader.close()
@@ -100,7 +100,7 @@ class Http:
         self._client = httpx.AsyncClient(
             base_url=address.url,
             headers=headers,
-            # Reads, writes and the wait for a connection are bounded by a Watch or a timeout around each call.
+            # Reads, writes and the wait for a connection are bounded by Deadlines, or by a timeout around a call.
             timeout=httpx.Timeout(None, connect=connect_timeout_s),
             follow_redirects=False,
             trust_env=False,
@@ -116,12 +116,12 @@ class Http:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: Mapping[str, Any], watch: Watch, *, model: str
+        self, path: str, body: Mapping[str, Any], deadlines: Deadlines, *, model: str
     ) -> AsyncGenerator[LineStream, None]:
         """Post `body` and hand out the lines of the answer; leaving closes the connection unless they were complete."""
         try:
-            response = await watch.read(self._client.send(self._request("POST", path, body), stream=True))
-            lines = LineStream(self, response, watch, model)
+            response = await deadlines.read(self._client.send(self._request("POST", path, body), stream=True))
+            lines = LineStream(self, response, deadlines, model)
             try:
                 await self._check(response, model)
                 yield lines
@@ -135,7 +135,7 @@ class Http:
         except faults.FOREIGN as error:
             raise self.broken(error) from error
         finally:
-            watch.close()
+            deadlines.close()
 
     async def call(
         self,

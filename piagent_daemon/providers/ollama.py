@@ -13,7 +13,7 @@ from piagent_daemon.providers import faults
 from piagent_daemon.providers import ollama_wire as wire
 from piagent_daemon.providers.address import parse_address
 from piagent_daemon.providers.client import Http
-from piagent_daemon.providers.watch import Watch
+from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.settings import Settings
 
 log = logging.getLogger("piagent.ollama")
@@ -29,9 +29,9 @@ class OllamaProvider:
     name = "ollama"
 
     def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError when OLLAMA_HOST or OLLAMA_KEEP_ALIVE cannot be read. Opens no connection."""
+        """Raises ConfigError when OLLAMA_HOST cannot be read. Opens no connection."""
         key = settings.ollama_api_key
-        self._keep_alive = wire.parse_keep_alive(settings.ollama_keep_alive)
+        self._keep_alive = wire.keep_alive_value(settings.ollama_keep_alive)
         self._first_token_s = settings.first_token_timeout_s
         self._idle_s = settings.idle_timeout_s
         self._total_s = settings.total_timeout_s
@@ -51,9 +51,9 @@ class OllamaProvider:
         TOTAL_TIMEOUT_S for all. What a try again may cure is a ProviderUnavailable before the first text only.
         """
         path, body = wire.chat_body(request, await self._think(request), self._keep_alive)
-        watch = Watch(self._total_s)
-        watch.allow(self._first_token_s, "first token")
-        async with self._http.stream(path, body, watch, model=request.model) as stream:
+        deadlines = Deadlines(self._total_s)
+        deadlines.allow(self._first_token_s, "first token")
+        async with self._http.stream(path, body, deadlines, model=request.model) as stream:
             chat = request.prompt is None
             while not stream.ended:
                 lines = await stream.read()
@@ -65,7 +65,7 @@ class OllamaProvider:
                         stream.started = True
                         yield Delta(text, thinking)
                     if stream.started:
-                        watch.allow(self._idle_s, "next token")
+                        deadlines.allow(self._idle_s, "next token")
                 elif end.get("error"):
                     if text or thinking:
                         stream.started = True
@@ -124,10 +124,10 @@ class OllamaProvider:
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download a model; the server keeps what it has when the generator is closed."""
         self._capabilities.pop(wire.canonical(model), None)
-        watch = Watch(math.inf)
-        watch.allow(PULL_IDLE_S, "progress")
+        deadlines = Deadlines(math.inf)
+        deadlines.allow(PULL_IDLE_S, "progress")
         body = {"model": model, "stream": True}
-        async with self._http.stream("/api/pull", body, watch, model=model) as stream:
+        async with self._http.stream("/api/pull", body, deadlines, model=model) as stream:
             while not stream.ended:
                 for line in await stream.read():
                     if line.get("error"):
@@ -137,7 +137,7 @@ class OllamaProvider:
                     yield step
                     if stream.complete:
                         return
-                watch.allow(PULL_IDLE_S, "progress")
+                deadlines.allow(PULL_IDLE_S, "progress")
         raise ProviderError(f"the model server ended the download of {model!r} without saying that it is complete")
 
     async def delete(self, model: str) -> None:

@@ -3,34 +3,20 @@
 Source: ollama/ollama, api/types.go and docs/api.md.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from piagent_daemon.contract import Usage
-from piagent_daemon.errors import ConfigError, ProviderError
+from piagent_daemon.errors import ProviderError
 from piagent_daemon.ports import ChatRequest, Finish, Message, ModelInfo, PullProgress
 
-_DURATION = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+")
-_NUMBER = re.compile(r"[-+]?\d{1,9}(\.\d{0,9})?")
+
+def keep_alive_value(text: str) -> int | str:
+    """Return OLLAMA_KEEP_ALIVE as Ollama wants it: seconds as a number (negative: for ever), else a duration."""
+    return int(text) if text.removeprefix("-").isdigit() else text
 
 
-def parse_keep_alive(text: str) -> int | str | None:
-    """Read OLLAMA_KEEP_ALIVE: seconds as a number (negative: for ever), a Go duration like `10m`, or empty.
-
-    Empty leaves it to the server. Raises ConfigError.
-    """
-    text = text.strip()
-    if not text:
-        return None
-    if _NUMBER.fullmatch(text):
-        return int(float(text))
-    if _DURATION.fullmatch(text):
-        return text
-    raise ConfigError("OLLAMA_KEEP_ALIVE: must be seconds, or a duration such as 10m or 24h, or -1 for ever")
-
-
-def chat_body(request: ChatRequest, think: bool | str, keep_alive: int | str | None) -> tuple[str, dict[str, Any]]:
+def chat_body(request: ChatRequest, think: bool | str, keep_alive: int | str) -> tuple[str, dict[str, Any]]:
     """Return path and body of a call of a model.
 
     `truncate` and `shift` are off on every call, so that the server refuses what does not fit instead of dropping the
@@ -49,10 +35,9 @@ def chat_body(request: ChatRequest, think: bool | str, keep_alive: int | str | N
         "think": think,
         "truncate": False,
         "shift": False,
+        "keep_alive": keep_alive,
         "options": options,
     }
-    if keep_alive is not None:
-        body["keep_alive"] = keep_alive
     if request.format is not None:
         body["format"] = request.format
     if request.prompt is None:

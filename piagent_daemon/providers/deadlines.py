@@ -9,7 +9,7 @@ from piagent_daemon.errors import ProviderTimeout
 T = TypeVar("T")
 
 
-class Watch:
+class Deadlines:
     """Bounds how long reads may take, each for itself and all together.
 
     There is one timer, and it is moved only when it fires: a read that comes in time costs well below a microsecond,
