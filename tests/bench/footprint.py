@@ -2,8 +2,12 @@
 
 import re
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 
+from piagent_daemon.doors import DOORS
+from piagent_daemon.providers import PROVIDERS
+from piagent_daemon.stores import STORES
 from tests.bench.harness import PIAGENT, Figure, Lab, alternate, ask, collect, figure, settle
 from tests.bench.model_server import Plan
 from tests.bench.process import Process, pause, python
@@ -13,10 +17,13 @@ IDLE_S = 30
 CONVERSATIONS, TURNS = 500, 8
 QUESTION = "Which of the lamps on the ground floor are still on, and how warm will it be tomorrow at noon? " * 2
 LINE = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \| +(\S+)$", re.MULTILINE)
-PACKAGE = "piagent_daemon"
 NEVER = ("sqlite3", "tqdm", "amqtt", "trio")
-NEEDED = {"cli": {"run"}, "providers": {"base", "ollama"}, "stores": {"base", "memory"}, "doors": {"base", "mqtt"}}
-"""What a run with an Ollama server, MQTT and memory: uses of each family; any other module there is dead weight."""
+USED = {"ollama", "memory", "mqtt"}
+RIVALS = {
+    path.partition(":")[0] for table in (PROVIDERS, STORES, DOORS) for name, path in table.items() if name not in USED
+}
+"""What the tables of providers, stores and doors name and this run does not use."""
+CLI, RUN = "piagent_daemon.cli.", "piagent_daemon.cli.run"
 
 
 def run(sides: Sequence[str], rounds: int | None = None) -> list[Figure]:
@@ -61,35 +68,44 @@ def idle(sides: Sequence[str]) -> list[Figure]:
 def imports(sides: Sequence[str], rounds: int) -> list[Figure]:
     """Sum the import times of everything beyond a bare interpreter, and count what should not be there."""
     with Lab() as lab:
-        bare = Process("bare", python("-X", "importtime", "-c", "pass"), lab.folder)
-        bare.popen.wait(10)
         lab.flags = ("-X", "importtime")
-        known = {name for _, name in LINE.findall(bare.log.read_text())}
-        found: set[str] = set()
+        bare = Process("bare", python(*lab.flags, "-c", "pass"), lab.folder)
+        bare.popen.wait(10)
+        known = imported(bare)
 
-        def measure(side: str, _: int) -> float:
+        def measure(side: str, _: int) -> dict[str, float]:
             bridge = lab.launch(side)
             bridge.wait_ready()
             settle()
             bridge.kill()
-            modules = [(int(us), name) for us, name in LINE.findall(bridge.log.read_text()) if name not in known]
-            if side == PIAGENT:
-                found.update(name for _, name in modules)
-            return sum(us for us, _ in modules) / 1000
+            return {name: ms for name, ms in imported(bridge).items() if name not in known}
 
         results = alternate(sides, rounds, measure)
-    medians = {side: statistics.median(values) for side, values in results.items()}
-    unwanted = sorted(filter(is_unwanted, found))
-    name = "modules imported and not used" + (f": {', '.join(unwanted)}" if unwanted else "")
-    count = {PIAGENT: float(len(unwanted))} if PIAGENT in sides else {}
-    return [figure("import time", "ms", medians, at_most=200), figure(name, "modules", count, at_most=0)]
+    total = {side: statistics.median(sum(each.values()) for each in results[side]) for side in sides}
+    figures = [figure("import time", "ms", total, at_most=200)]
+    if PIAGENT in sides:
+        latest = results[PIAGENT][-1]
+        unwanted = sorted(filter(is_unwanted, latest))
+        name = ": ".join(["modules imported and not used", *([", ".join(unwanted)] if unwanted else [])])
+        figures.append(Figure(name, "modules", piagent=len(unwanted), at_most=0))
+        packages: dict[str, float] = defaultdict(float)
+        for module, ms in latest.items():
+            packages[module.partition(".")[0]] += ms
+        slowest = sorted(packages.items(), key=lambda item: -item[1])[:6]
+        figures += [Figure(f"import time of {name}", "ms", piagent=ms) for name, ms in slowest]
+    return figures
+
+
+def imported(process: Process) -> dict[str, float]:
+    """Return the modules that `-X importtime` names, with the milliseconds that each took by itself."""
+    return {name: int(us) / 1000 for us, name in LINE.findall(process.log.read_text())}
 
 
 def is_unwanted(module: str) -> bool:
     """Tell whether the daemon's run has no use for `module`."""
-    top, _, rest = module.partition(".")
-    family, _, name = rest.partition(".")
-    return top in NEVER or (top == PACKAGE and family in NEEDED and bool(name) and name not in NEEDED[family])
+    return (
+        module.partition(".")[0] in NEVER or module in RIVALS or (module.startswith(CLI) and not module.startswith(RUN))
+    )
 
 
 def memory(sides: Sequence[str]) -> list[Figure]:
