@@ -25,7 +25,6 @@ PRAGMAS = """
 PRAGMA trusted_schema = OFF;
 PRAGMA cell_size_check = ON;
 PRAGMA cache_size = -512;
-PRAGMA journal_mode = WAL;
 PRAGMA journal_size_limit = 1048576;
 """
 SCHEMA = f"""
@@ -63,10 +62,12 @@ class Database:
         try:
             with _translated():
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._make_private()
+                self._touch()
                 self._connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
                 self._connection.executescript(PRAGMAS)
                 self._check(self._connection)
+                self._path.chmod(0o600)
+                self._connection.execute("PRAGMA journal_mode = WAL")
                 contents = self._read(self._connection)
         except StoreError:
             self.close()
@@ -108,15 +109,9 @@ class Database:
                 self._connection.close()
             self._connection = None
 
-    def _make_private(self) -> None:
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            status = os.fstat(handle)
-            if status.st_mode & 0o077:
-                os.fchmod(handle, 0o600)
-            self._identity = (status.st_dev, status.st_ino)
-        finally:
-            os.close(handle)
+    def _touch(self) -> None:
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._identity = self._seen()
 
     def _seen(self) -> tuple[int, int]:
         status = self._path.stat()
