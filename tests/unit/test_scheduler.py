@@ -1,0 +1,363 @@
+"""Order, fairness, bounds, cancelling and duplicates (contract section 6)."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from piagent_daemon.agents import Agent
+from piagent_daemon.contract import Accepted, ErrorEvent
+from piagent_daemon.contract import Final as FinalEvent
+from piagent_daemon.health import Tally
+from piagent_daemon.ports import ChatRequest, Delivery, Delta, Outcome, Ticket
+from piagent_daemon.scheduler import Scheduler
+from piagent_daemon.settings import Settings
+from piagent_daemon.stores.memory import MemoryStore
+from piagent_daemon.turn import Assistant, Config
+from piagent_daemon.window import Ledger
+from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, Step, answer, incoming
+
+AGENTS = {
+    "general": Agent(name="general", system="Be brief."),
+    "voice": Agent(name="voice", system="Speak.", interrupt=True, model="small"),
+}
+
+
+class World:
+    """A scheduler whose model server answers when told to."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings = {"chunk_interval_ms": 0, "backoff_factor_s": 0.0} | settings
+        self.settings = Settings(**settings)
+        self.clock = FakeClock()
+        self.provider = ScriptedProvider()
+        self.store = MemoryStore(self.settings, self.clock)
+        self.tally = Tally(self.clock)
+        config = Config(self.settings, AGENTS)
+        assistant = Assistant(config, self.provider, self.store, Ledger(), self.clock)
+        self.scheduler = Scheduler(assistant, config, self.store, self.tally, self.clock)
+        self.gate = asyncio.Event()
+
+    def hold(self) -> None:
+        """Let every answer say one word and then wait for the gate."""
+
+        def script(request: ChatRequest) -> list[Step]:
+            return [Delta("well, "), self.gate, *answer(request.messages[-1].content)]
+
+        self.provider.script = script
+
+    async def submit(self, message: str = "hello", **fields: Any) -> RecordingChannel:
+        channel = RecordingChannel()
+        fields.setdefault("received", self.clock.monotonic())
+        await self.scheduler.submit(incoming(message, **fields), channel)
+        return channel
+
+    async def speaking(self, channel: RecordingChannel) -> RecordingChannel:
+        """Return once an answer has begun."""
+        async with asyncio.timeout(5):
+            while "chunk" not in channel.kinds:  # noqa: ASYNC110 - the double has no event for this
+                await asyncio.sleep(0)
+        return channel
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+def code(event: FinalEvent | ErrorEvent) -> str:
+    return event.code if isinstance(event, ErrorEvent) else event.finish_reason
+
+
+async def test_a_request_is_accepted_at_once_and_answered(world: World) -> None:
+    channel = await world.submit(id="r1")
+    accepted = channel.events[0]
+    assert isinstance(accepted, Accepted)
+    assert (accepted.seq, accepted.position, accepted.agent, accepted.model) == (0, 0, "general", "qwen2.5:3b-instruct")
+    last = await channel.terminal()
+    assert last.request_id == "r1"
+    assert [event.seq for event in channel.events] == list(range(len(channel.events)))
+    assert {event.attempt for event in channel.events} == {1}
+
+
+async def test_without_conversation_or_id_both_are_made(world: World) -> None:
+    one, two = await world.submit(conversation=None), await world.submit(conversation=None)
+    first, second = await one.terminal(), await two.terminal()
+    assert len({first.conversation_id, second.conversation_id, first.request_id, second.request_id}) == 4
+
+
+async def test_one_conversation_is_answered_in_order_one_at_a_time() -> None:
+    world = World(max_concurrent=10)
+    channels = [await world.submit(f"q{number}") for number in range(20)]
+    replies = [await channel.terminal() for channel in channels]
+    assert [request.messages[-1].content for request in world.provider.asked] == [f"q{number}" for number in range(20)]
+    assert all(isinstance(reply, FinalEvent) for reply in replies)
+
+
+async def test_conversations_run_side_by_side_up_to_the_limit() -> None:
+    world = World(max_concurrent=2)
+    world.hold()
+    channels = [await world.submit(conversation=f"c{number}") for number in range(3)]
+    await world.speaking(channels[0])
+    await world.speaking(channels[1])
+    assert (world.scheduler.queue.active, world.scheduler.queue.waiting) == (2, 1)
+    positions = [event.position for channel in channels for event in channel.events if isinstance(event, Accepted)]
+    assert positions == [0, 0, 1]
+    world.gate.set()
+    for channel in channels:
+        await channel.terminal()
+
+
+async def test_a_flood_does_not_starve_others(world: World) -> None:
+    flood = [await world.submit(f"f{number}", conversation="flood") for number in range(10)]
+    other = await world.submit("other", conversation="quiet")
+    await other.terminal()
+    assert sum(channel.ended.is_set() for channel in flood) <= 2
+    for channel in flood:
+        await channel.terminal()
+
+
+async def test_one_more_than_may_wait_is_busy_at_once() -> None:
+    world = World(max_waiting=2)
+    world.hold()
+    channels = [await world.submit(f"q{number}") for number in range(4)]
+    last = await channels[3].terminal()
+    assert (code(last), channels[3].kinds) == ("busy", ["error"])
+    assert "overload" in world.tally.reasons
+    world.gate.set()
+    assert [code(await channel.terminal()) for channel in channels[:3]] == ["stop"] * 3
+
+
+async def test_a_full_queue_makes_room_for_a_quiet_conversation() -> None:
+    world = World(max_waiting=3)
+    world.hold()
+    flood = [await world.submit(f"f{number}", conversation="flood") for number in range(4)]
+    quiet = await world.submit("quiet", conversation="quiet")
+    assert code(await flood[3].terminal()) == "busy"
+    world.gate.set()
+    assert code(await quiet.terminal()) == "stop"
+    assert [code(await channel.terminal()) for channel in flood[:3]] == ["stop"] * 3
+
+
+async def test_an_unknown_agent_is_an_error_and_nothing_else(world: World) -> None:
+    channel = await world.submit(agent="butler")
+    last = await channel.terminal()
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.status_code, channel.kinds) == ("unknown_agent", 404, ["error"])
+    assert "general, voice" in last.message
+
+
+async def test_the_conversations_last_agent_answers_next(world: World) -> None:
+    await (await world.submit("one", agent="voice")).terminal()
+    last = await (await world.submit("two")).terminal()
+    assert isinstance(last, FinalEvent)
+    assert (last.agent, last.model) == ("voice", "small")
+
+
+async def test_models_outside_the_list_are_refused() -> None:
+    world = World(models_allowed=("qwen2.5:3b-instruct",))
+    assert code(await (await world.submit(model="huge")).terminal()) == "invalid_request"
+    assert code(await (await world.submit()).terminal()) == "stop"
+
+
+async def test_cancel_stops_what_runs_and_drops_what_waits(world: World) -> None:
+    world.hold()
+    channels = [await world.submit(f"q{number}") for number in range(3)]
+    await world.speaking(channels[0])
+    world.scheduler.cancel("kitchen")
+    first = await channels[0].terminal()
+    assert isinstance(first, FinalEvent)
+    assert (first.finish_reason, first.reply) == ("cancelled", "well, ")
+    assert [code(await channel.terminal()) for channel in channels[1:]] == ["cancelled"] * 2
+    assert world.tally.totals.cancelled == 3
+
+
+async def test_cancel_by_id_leaves_the_others_alone(world: World) -> None:
+    world.hold()
+    channels = [await world.submit(f"q{number}", id=f"r{number}") for number in range(3)]
+    world.scheduler.cancel("kitchen", "r1")
+    world.scheduler.cancel("kitchen", "unknown")
+    world.scheduler.cancel("nowhere")
+    assert code(await channels[1].terminal()) == "cancelled"
+    world.gate.set()
+    assert [code(await channels[number].terminal()) for number in (0, 2)] == ["stop", "stop"]
+
+
+async def test_cancel_by_request_id_alone_finds_it(world: World) -> None:
+    world.hold()
+    channel = await world.speaking(await world.submit(id="r1"))
+    assert world.scheduler.cancel_request("r1")
+    assert not world.scheduler.cancel_request("r2")
+    assert code(await channel.terminal()) == "cancelled"
+
+
+async def test_interrupt_cancels_what_runs_then_answers(world: World) -> None:
+    world.hold()
+    first = await world.speaking(await world.submit("long story"))
+    second = await world.submit("stop that", interrupt=True)
+    assert code(await first.terminal()) == "cancelled"
+    world.gate.set()
+    assert code(await second.terminal()) == "stop"
+    sent = world.provider.asked[1].messages
+    assert [message.content for message in sent[1:]] == ["long story", "well, ", "stop that"]
+
+
+async def test_an_agent_may_interrupt_by_itself(world: World) -> None:
+    world.hold()
+    first = await world.speaking(await world.submit("long story"))
+    await world.submit("hey", agent="voice")
+    assert code(await first.terminal()) == "cancelled"
+    world.gate.set()
+
+
+async def test_what_waited_too_long_is_expired(world: World) -> None:
+    world.hold()
+    await world.speaking(await world.submit("long story"))
+    late = await world.submit("too late", expires_s=0.01)
+    assert code(await late.terminal()) == "expired"
+    stale = await world.submit("stale", expires_s=5.0, received=world.clock.monotonic() - 6)
+    assert code(await stale.terminal()) == "expired"
+    world.gate.set()
+
+
+async def test_the_same_id_again_is_not_run_twice(world: World) -> None:
+    first = await world.submit(id="r1")
+    last = await first.terminal()
+    again = await world.submit(id="r1")
+    assert again.again == [last.encode()]
+    assert len(world.provider.asked) == 1
+    assert world.tally.totals.duplicates == 1
+    world.clock.advance(world.settings.dedupe_window_s + 1)
+    await (await world.submit(id="r1")).terminal()
+    assert len(world.provider.asked) == 2
+
+
+async def test_the_same_id_in_another_conversation_is_another_request(world: World) -> None:
+    await (await world.submit(id="1", conversation="a")).terminal()
+    await (await world.submit(id="1", conversation="b")).terminal()
+    assert len(world.provider.asked) == 2
+
+
+async def test_a_running_request_is_not_run_again(world: World) -> None:
+    world.hold()
+    first = await world.speaking(await world.submit(id="r1"))
+    again = await world.submit(id="r1")
+    assert (again.abandoned, again.events) == (1, [])
+    world.gate.set()
+    await first.terminal()
+
+
+async def test_an_interrupted_attempt_is_counted_and_a_poisonous_one_given_up(world: World) -> None:
+    delivery = Delivery("id:kitchen:r1", by_id=True, redelivered=False, durable=True)
+    await world.store.open(delivery, Ticket("kitchen", "r1"))
+    await world.store.begin("r1", "kitchen")
+    second = await world.submit(id="r1", redelivered=True)
+    assert (await second.terminal()).attempt == 2
+
+    delivery = Delivery("id:kitchen:r2", by_id=True, redelivered=False, durable=True)
+    await world.store.open(delivery, Ticket("kitchen", "r2"))
+    await world.store.begin("r2", "kitchen")
+    await world.store.begin("r2", "kitchen")
+    asked = len(world.provider.asked)
+    third = await world.submit(id="r2", redelivered=True)
+    last = await third.terminal()
+    assert (code(last), last.attempt) == ("internal", 3)
+    assert len(world.provider.asked) == asked
+
+
+async def test_a_stored_answer_is_given_again_without_the_model(world: World) -> None:
+    delivery = Delivery("id:kitchen:r1", by_id=True, redelivered=False, durable=True)
+    await world.store.open(delivery, Ticket("kitchen", "r1"))
+    await world.store.commit(Outcome("kitchen", "r1", b'{"type": "final"}'))
+    channel = await world.submit(id="r1", redelivered=True)
+    assert channel.again == [b'{"type": "final"}']
+    assert world.provider.asked == []
+
+
+async def test_a_defect_becomes_one_internal_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.provider.script = lambda _: [Delta("a"), ZeroDivisionError("secret detail")]
+    last = await (await world.submit()).terminal()
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.status_code) == ("internal", 500)
+    assert "secret" not in last.message
+    assert "secret detail" in caplog.text
+    assert code(await (await world.submit("again")).terminal()) == "internal"
+
+
+async def test_our_own_reply_sent_back_stops_being_answered(world: World) -> None:
+    world.provider.script = lambda _: answer("I am an echo")
+    await (await world.submit("start")).terminal()
+    channels = [await world.submit("I am an echo", received=world.clock.monotonic()) for _ in range(7)]
+    for channel in channels[:5]:
+        assert code(await channel.terminal()) == "stop"
+    assert [channel.dropped for channel in channels] == [0, 0, 0, 0, 0, 1, 1]
+    assert "loop:kitchen" in world.tally.reasons
+    world.clock.advance(61)
+    assert code(await (await world.submit("I am an echo")).terminal()) == "stop"
+
+
+async def test_reset_forgets_and_a_running_answer_is_not_remembered(world: World) -> None:
+    world.hold()
+    channel = await world.speaking(await world.submit("one"))
+    await world.scheduler.reset("kitchen")
+    world.gate.set()
+    await channel.terminal()
+    assert (await world.store.load("kitchen")).turns == ()
+
+
+async def test_drain_finishes_what_runs_and_leaves_what_the_broker_keeps(world: World) -> None:
+    world.hold()
+    running = await world.speaking(await world.submit("running"))
+    waiting = await world.submit("waiting")
+    unkept = await world.submit("unkept", conversation="other", durable=False)
+    drain = asyncio.create_task(world.scheduler.drain(5, asyncio.Event()))
+    await asyncio.sleep(0)
+    world.gate.set()
+    await asyncio.wait_for(drain, 5)
+    assert code(await running.terminal()) == "stop"
+    assert code(await unkept.terminal()) == "stop"
+    assert (waiting.abandoned, waiting.kinds) == (1, ["accepted"])
+
+
+async def test_when_the_grace_is_over_durable_requests_stay_and_others_are_told(world: World) -> None:
+    world = World(max_concurrent=2)
+    world.hold()
+    durable = await world.speaking(await world.submit("durable", id="r1"))
+    unkept = await world.speaking(await world.submit("unkept", conversation="b", durable=False))
+    queued = await world.submit("queued", conversation="c", durable=False)
+    await asyncio.wait_for(world.scheduler.drain(0.01, asyncio.Event()), 5)
+    assert (durable.abandoned, durable.ended.is_set()) == (1, False)
+    last = await unkept.terminal()
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.partial) == ("shutting_down", "well, ")
+    assert code(await queued.terminal()) == "shutting_down"
+    again = await world.store.begin("r1", "kitchen")
+    assert (again.attempt, again.crashes) == (2, 0)
+
+
+async def test_a_second_signal_ends_the_drain(world: World) -> None:
+    world.hold()
+    await world.speaking(await world.submit("durable"))
+    hurry = asyncio.Event()
+    hurry.set()
+    await asyncio.wait_for(world.scheduler.drain(3600, hurry), 5)
+
+
+async def test_totals_are_counted(world: World) -> None:
+    await (await world.submit()).terminal()
+    await (await world.submit(agent="nobody")).terminal()
+    world.scheduler.refused("no safe topic")
+    world.scheduler.duplicate()
+    totals = world.tally.totals
+    assert (totals.requests, totals.replies, totals.errors, totals.refused, totals.duplicates) == (2, 1, 1, 1, 1)
+
+
+async def test_it_is_alive_while_what_waits_is_worked_on(world: World) -> None:
+    assert world.scheduler.alive
+    assert world.scheduler.idle
+    world.hold()
+    channel = await world.submit()
+    assert world.scheduler.alive
+    assert not world.scheduler.idle
+    world.gate.set()
+    await channel.terminal()
