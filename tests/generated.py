@@ -1,16 +1,19 @@
-"""Makes the README's settings table and deploy/piagent.toml from the settings: `python -m tests.generated` writes both."""
+"""Makes what would else be written twice: parts of the README, deploy/piagent.toml (`python -m tests.generated`)."""
 
+import ast
 import json
+import re
 from pathlib import Path
 from typing import Final
 
 from piagent_daemon.settings import Row, Settings, table
+from tests.unit.test_layers import LAYERS
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
 TOML: Final = ROOT / "deploy/piagent.toml"
-BEGIN: Final = "<!-- settings: made by `python -m tests.generated`, do not edit by hand -->\n"
-END: Final = "<!-- end of settings -->\n"
+PACKAGE: Final = ROOT / "piagent_daemon"
+LAYER_NAMES: Final = ("vocabulary", "pure", "engine", "adapters", "life", "wiring", "command line")
 TOML_HEAD: Final = """\
 # All settings of piagent with their defaults; take the # away where you want another value.
 # Read from `--config PATH`, $PIAGENT_CONFIG, ./piagent.toml or /etc/piagent/piagent.toml. The environment wins over it.
@@ -20,14 +23,34 @@ TOML_HEAD: Final = """\
 
 
 def settings_table() -> str:
-    """Return the table of the README, between its two marks."""
+    """Return the README's table of settings."""
     lines = ["| setting | default | values | what it does |", "|---|---|---|---|"]
     lines += [
         f"| `{row.name}`{' *' if row.reloadable else ''} | {_cell(row.default)} | {_cell(row.values)} "
         f"| {_cell(row.description)}{' (secret)' if row.secret else ''} |"
         for row in table()
     ]
-    return BEGIN + "\n" + "\n".join(lines) + "\n\n" + END
+    return "\n".join(lines)
+
+
+def picture() -> str:
+    """Return the README's picture of the package: layer by layer, each module with its own first sentence."""
+    lines = ["```", "piagent_daemon/"]
+    for layer, title in zip(LAYERS, LAYER_NAMES, strict=True):
+        lines.append(f"  # {title}")
+        for name in sorted(layer - {"", "__main__"}):
+            folder = PACKAGE / name
+            if folder.is_dir():
+                lines.append(f"  {name + '/':<17}{_first_sentence(folder / '__init__.py')}")
+                modules = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+                modules += [f"{path.parent.name}/" for path in folder.glob("*/__init__.py")]
+                lines.append(f"  {'':<17}({', '.join(sorted(modules))})")
+            elif (module := folder.with_suffix(".py")).is_file():
+                lines.append(f"  {name + '.py':<17}{_first_sentence(module)}")
+    return "\n".join([*lines, "```"])
+
+
+PARTS: Final = {"settings": settings_table, "picture": picture}
 
 
 def settings_toml() -> str:
@@ -39,17 +62,24 @@ def settings_toml() -> str:
     )
 
 
-def with_table(readme: str) -> str:
-    """Return the text of the README with the table as it should be."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, "the README has lost the mark before its settings table"
-    assert end, "the README has lost the mark after its settings table"
-    return before + settings_table() + after
+def readme(text: str) -> str:
+    """Return the text of the README with its made parts as they should be."""
+    for name, make in PARTS.items():
+        begin, end = f"<!-- {name}: made by `python -m tests.generated` -->", f"<!-- end of {name} -->"
+        assert text.count(begin) == text.count(end) == 1, f"the README has lost the marks around its {name}"
+        before, after = text.partition(begin)[0], text.partition(end)[2]
+        text = f"{before}{begin}\n\n{make()}\n\n{end}{after}"
+    return text
+
+
+def _first_sentence(module: Path) -> str:
+    text = ast.get_docstring(ast.parse(module.read_text())) or ""
+    sentence = re.split(r"\.\s|\.$|\n\n", text)[0].replace("\n", " ")
+    return re.sub(r" \([^)]*section [^)]*\)", "", sentence)
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _toml_value(row: Row) -> str:
@@ -61,5 +91,5 @@ def _toml_value(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    README.write_text(readme(README.read_text()))
     TOML.write_text(settings_toml())

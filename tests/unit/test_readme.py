@@ -1,0 +1,184 @@
+"""The README says what is true: its tables, examples, links and commands are compared with the program."""
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jinja2 import Environment
+
+from piagent_daemon import __version__, agents, contract, errors, wire
+from piagent_daemon.cli import VERBS
+from piagent_daemon.settings import Settings
+from piagent_daemon.topics import Topics
+from tests import generated
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language, those inside lists included."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
+    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_made_parts_are_up_to_date() -> None:
+    assert generated.readme(README) == README, "python -m tests.generated"
+    assert generated.TOML.read_text() == generated.settings_toml(), "python -m tests.generated"
+
+
+def test_the_example_file_holds_the_defaults() -> None:
+    lines = re.findall(r"^#(\w+ = .*)$", generated.TOML.read_text(), re.MULTILINE)
+    values = {name: value for name, value in tomllib.loads("\n".join(lines)).items() if value != ""}
+    machine = {"mqtt_client_id": "piagent-here"}
+    assert set(tomllib.loads("\n".join(lines))) == set(Settings.model_fields)
+    assert Settings.model_validate(values | machine) == Settings.model_validate(machine)
+
+
+def test_it_begins_with_two_commands_of_which_ci_runs_the_second() -> None:
+    demo, check = blocks("sh")[:2]
+    assert "\n" not in demo + check
+    assert demo.endswith('piagent demo "hello"')
+    assert check.endswith("pytest")
+    ci = (ROOT / ".ci/run").read_text().splitlines()
+    assert ci[-1] == check
+
+
+@pytest.mark.parametrize(
+    "code",
+    sorted(
+        {
+            each.code
+            for each in vars(errors).values()
+            if isinstance(each, type) and issubclass(each, errors.PiagentError)
+        }
+    ),
+)
+def test_every_error_on_the_wire_is_explained(code: str) -> None:
+    rows = [line for line in section("Troubleshooting").splitlines() if line.startswith(f"| `{code}` |")]
+    never_on_the_wire = {errors.ConfigError.code, errors.StoreError.code, errors.DoorError.code}
+    assert len(rows) == (0 if code in never_on_the_wire else 1)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_explained(verb: str) -> None:
+    assert f"| `piagent {verb}" in section("Command line")
+
+
+def test_every_field_of_a_request_is_explained() -> None:
+    for name in contract.Request.model_fields:
+        assert re.search(rf"^\|[^|]*`{name}`", section("Topics"), re.MULTILINE), name
+
+
+def test_every_key_of_a_prompt_file_is_named() -> None:
+    for name in agents.FrontMatter.model_fields:
+        assert f"`{name}`" in section("Agents"), name
+
+
+def test_the_example_of_an_agent_is_one(tmp_path: Path) -> None:
+    (example,) = blocks("markdown")
+    path = tmp_path / "cook.md"
+    path.write_text(example)
+    agent = agents.read_agent(path)
+    assert agent.description
+    assert agent.context
+
+
+def test_links_lead_somewhere() -> None:
+    anchors = {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+EVENTS: dict[str, type[contract.Event]] = {
+    each.model_fields["type"].default: each
+    for each in vars(contract).values()
+    if isinstance(each, type) and issubclass(each, contract.Event) and each is not contract.Event
+}
+
+
+def test_the_example_of_an_answer_is_made_of_events() -> None:
+    (example,) = blocks("json")
+    events = [EVENTS[json.loads(line)["type"]].model_validate_json(line) for line in example.splitlines()]
+    assert [event.seq for event in events] == list(range(len(events)))
+    assert isinstance(events[0], contract.Accepted)
+    final = events[-1]
+    assert isinstance(final, contract.Final)
+    assert "".join(event.text for event in events if isinstance(event, contract.Chunk)) == final.reply
+
+
+def commands(program: str) -> Iterator[list[str]]:
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            if line.startswith(f"{program} "):
+                yield shlex.split(line.split(" | ")[0])
+
+
+def option(command: list[str], name: str) -> str | None:
+    return command[command.index(name) + 1] if name in command else None
+
+
+def test_what_the_examples_send_is_understood() -> None:
+    topics, sent = Topics("piagent"), []
+    for command in [*commands("mosquitto_pub"), *commands("mosquitto_rr")]:
+        topic = topics.parse(option(command, "-t") or "")
+        assert topic, command
+        sent.append(topic.kind)
+        payload = (option(command, "-m") or "").encode()
+        if topic.kind == "in":
+            assert wire.parse_request(payload, Settings()).message, command
+            assert option(command, "-q") == "1", "a question wants QoS 1"
+    assert set(sent) == {"in", "cancel", "reset", "request"}
+    assert sent.count("in") >= 3
+
+
+def test_what_the_examples_read_is_published() -> None:
+    topics = Topics("piagent")
+    known = {topics.out("kitchen"), topics.health, topics.response("agents/list"), "piagent/reply/wall-display"}
+    read = {option(command, "-t") for command in commands("mosquitto_sub")}
+    assert read
+    assert read <= known
+
+
+def test_the_examples_for_home_assistant_are_yaml_that_asks_and_reads() -> None:
+    ask, read, sensor = (yaml.safe_load(block) for block in blocks("yaml"))
+    data: dict[str, Any] = ask["actions"][0]["data"]
+    topics = Topics("piagent")
+    inbound = topics.parse(data["topic"])
+    assert inbound
+    assert (inbound.kind, data["qos"]) == ("in", 1)
+    assert read["triggers"][0]["topic"] == topics.out(str(inbound.name))
+    assert read["triggers"][0]["payload"] == contract.Final.model_fields["type"].default
+    assert sensor["mqtt"]["binary_sensor"][0]["state_topic"] == topics.health
+
+
+def test_the_request_in_the_home_assistant_example_is_one() -> None:
+    """Its template, rendered as Home Assistant does it, with a sensor of our own."""
+    environment = Environment(autoescape=False)  # noqa: S701 - JSON, not HTML
+    environment.filters["to_json"] = json.dumps
+    environment.globals["states"] = lambda _entity: "rainy"
+    ask = yaml.safe_load(blocks("yaml")[0])
+    payload = environment.from_string(ask["actions"][0]["data"]["payload"]).render().encode()
+    request = wire.parse_request(payload, Settings())
+    assert request.context == {"weather": "rainy"}
+    assert request.stream is False
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
