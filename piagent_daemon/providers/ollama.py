@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
+from piagent_daemon.contract import Usage
 from piagent_daemon.errors import PiagentError, ProviderError, ProviderTimeout, ProviderUnavailable
-from piagent_daemon.ports import ChatRequest, Delta, Message, ModelInfo, ProviderState, PullProgress
+from piagent_daemon.ports import ChatRequest, Delta, Finish, Message, ModelInfo, ProviderState, PullProgress
 from piagent_daemon.providers import faults
 from piagent_daemon.providers import ollama_wire as wire
 from piagent_daemon.providers.address import parse_address
@@ -19,6 +20,7 @@ from piagent_daemon.settings import Settings
 log = logging.getLogger("piagent.ollama")
 
 PROBE_S = 2.5
+SPARE_LINES = 16
 PULL_IDLE_S = 600.0
 """Checking the digest of a large model on an SD card says nothing for minutes."""
 
@@ -54,13 +56,20 @@ class OllamaProvider:
         deadlines = Deadlines(self._total_s)
         deadlines.allow(self._first_token_s, "first token")
         async with self._http.stream(path, body, deadlines, model=request.model) as stream:
-            chat = request.prompt is None
+            chat, count, limit = request.prompt is None, 0, _line_limit(request)
             while not stream.ended:
                 lines = await stream.read()
                 if not lines:
                     continue
                 text, thinking, end = wire.join(lines, chat=chat)
                 if end is None:
+                    count += len(lines)
+                    if count > limit:
+                        log.warning("the model server goes on after num_predict tokens: the answer is cut")
+                        yield Delta(
+                            text, thinking, Finish("length", Usage(completion_tokens=count, total_tokens=count))
+                        )
+                        return
                     if text or thinking:
                         stream.started = True
                         yield Delta(text, thinking)
@@ -157,6 +166,12 @@ class OllamaProvider:
             self._unthinking.add(request.model)
             log.warning("the model %r cannot think: it answers without", request.model)
         return False
+
+
+def _line_limit(request: ChatRequest) -> float:
+    """Return how many lines an answer may have: a line is a token or more, and a few say nothing."""
+    wanted = request.options.get("num_predict")
+    return wanted + SPARE_LINES if isinstance(wanted, int) and wanted > 0 else math.inf
 
 
 def _has(rows: list[dict[str, object]], model: str) -> bool:

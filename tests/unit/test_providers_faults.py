@@ -109,6 +109,7 @@ def test_error_lines() -> None:
     assert type(found) is ModelNotFound
     found = faults.from_line("pull model manifest: file does not exist", model="x")
     assert type(found) is ModelNotFound
+    assert "no model 'x' to pull" in str(found)
 
 
 def test_secrets_are_masked() -> None:

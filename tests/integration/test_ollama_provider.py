@@ -1,0 +1,494 @@
+"""The Ollama provider against a model server over real HTTP that goes wrong in every way Ollama does."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from piagent_daemon.errors import (
+    ContextOverflow,
+    ModelNotFound,
+    PiagentError,
+    ProviderError,
+    ProviderTimeout,
+    ProviderUnavailable,
+    Unauthorized,
+)
+from piagent_daemon.ports import ChatRequest, Delta, Finish, Message
+from piagent_daemon.providers.ollama import OllamaProvider
+from piagent_daemon.settings import Settings
+from tests.fakes.httpd import Exchange, HttpServer
+from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama
+from tests.fakes.ollama_runner import Model
+from tests.fakes.ollama_script import LINE_BREAKS, ODD_TEXT, THOUGHT
+
+REQUEST = ChatRequest(
+    DEFAULT_MODEL, (Message("system", "Be brief."), Message("user", "Is the light on?")), {"num_predict": 200}, 2048
+)
+SETTINGS: dict[str, Any] = {
+    "connect_timeout_s": 2,
+    "first_token_timeout_s": 5,
+    "idle_timeout_s": 2,
+    "total_timeout_s": 10,
+}
+
+
+def settings(url: str, **changes: Any) -> Settings:
+    return Settings.model_validate({**SETTINGS, "ollama_host": url, **changes})
+
+
+def asking(text: str, **changes: Any) -> ChatRequest:
+    options = {"num_predict": 200, **changes.pop("options", {})}
+    return ChatRequest(DEFAULT_MODEL, (Message("user", text),), options, changes.pop("context", 2048), **changes)
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, **changes: Any) -> AsyncIterator[OllamaProvider]:
+    provider = OllamaProvider(settings(url, **changes))
+    try:
+        yield provider
+    finally:
+        await provider.aclose()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeOllama]:
+    thinker = Model(capabilities=frozenset({"completion", "thinking"}))
+    async with FakeOllama({DEFAULT_MODEL: Model(), "thinker": thinker}, pullable=["small"], pull_step_s=0.01) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def provider(server: FakeOllama) -> AsyncIterator[OllamaProvider]:
+    async with connected(server.url) as made:
+        yield made
+
+
+async def collect(provider: OllamaProvider, request: ChatRequest = REQUEST) -> tuple[str, str, Finish | None]:
+    text, thinking, finish = "", "", None
+    async with aclosing(provider.chat(request)) as deltas:
+        async for delta in deltas:
+            assert finish is None, "nothing follows the finish"
+            text, thinking, finish = text + delta.text, thinking + delta.thinking, delta.finish
+    return text, thinking, finish
+
+
+async def failing(provider: OllamaProvider, request: ChatRequest = REQUEST) -> tuple[str, PiagentError]:
+    """Return the text before the failure, and the failure."""
+    seen: list[Delta] = []
+
+    async def run() -> None:
+        async with aclosing(provider.chat(request)) as deltas:
+            async for delta in deltas:
+                seen.append(delta)  # noqa: PERF401 - it fails half way
+
+    with pytest.raises(PiagentError) as caught:
+        await run()
+    assert all(delta.finish is None for delta in seen)
+    return "".join(delta.text for delta in seen), caught.value
+
+
+# ------------------------------------------------------------------------------------------------------- good answers
+
+
+async def test_an_answer_with_counts_and_the_body_that_asked_for_it(
+    server: FakeOllama, provider: OllamaProvider
+) -> None:
+    text, thinking, finish = await collect(provider)
+    assert (text, thinking) == ("You said: Is the light on?", "")
+    assert finish is not None
+    assert finish.reason == "stop"
+    assert finish.usage.prompt_tokens > 0
+    assert finish.usage.total_tokens == finish.usage.prompt_tokens + finish.usage.completion_tokens
+    assert finish.generate_s >= 0
+    [record] = server.questions
+    assert record.path == "/api/chat"
+    assert record.headers["accept-encoding"] == "identity"
+    assert record.body == {
+        "model": DEFAULT_MODEL,
+        "stream": True,
+        "think": False,
+        "truncate": False,
+        "shift": False,
+        "keep_alive": -1,
+        "options": {"num_predict": 200, "num_ctx": 2048},
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Is the light on?"},
+        ],
+    }
+
+
+async def test_a_finished_prompt_goes_to_generate(server: FakeOllama, provider: OllamaProvider) -> None:
+    text, _, finish = await collect(provider, asking("ignored", prompt="<user>hi</user>"))
+    assert text == "You said: <user>hi</user>"
+    assert finish is not None
+    [record] = server.questions
+    assert record.path == "/api/generate"
+    assert "messages" not in record.body
+
+
+async def test_length(provider: OllamaProvider) -> None:
+    text, _, finish = await collect(provider, asking("one two three four five", options={"num_predict": 3}))
+    assert text == "You said: one"[: len(text)]
+    assert finish is not None
+    assert finish.reason == "length"
+    assert finish.usage.completion_tokens == 3
+
+
+async def test_a_server_that_knows_no_end_is_cut(server: FakeOllama, provider: OllamaProvider) -> None:
+    server.next("endless")
+    text, _, finish = await collect(provider, asking("go on", options={"num_predict": 30}))
+    assert text.startswith(" word0 word1")
+    assert finish is not None
+    assert finish.reason == "length"
+    assert finish.usage.completion_tokens >= 30
+    await server.until(lambda fake: fake.questions[0].disconnected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"),
+    [
+        ("split", ODD_TEXT),
+        ("nel", LINE_BREAKS),
+        ("extra_fields", "You said: Is the light on?"),
+        ("leading_space", " You said: Is the light on?"),
+        ("empty", ""),
+    ],
+)
+async def test_odd_but_good_answers(server: FakeOllama, provider: OllamaProvider, mode: str, text: str) -> None:
+    server.mode = mode
+    said, _, finish = await collect(provider)
+    assert said == text
+    assert finish is not None
+
+
+async def test_bytes_that_are_no_utf8_become_replacement_characters(
+    server: FakeOllama, provider: OllamaProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.mode = "utf8"
+    text, _, finish = await collect(provider)
+    assert "caf\ufffd" in text
+    assert finish is not None
+    assert "U+FFFD" in caplog.text
+
+
+async def test_thinking_is_kept_apart_and_asked_for_only_where_it_can_be(
+    server: FakeOllama, provider: OllamaProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    thinker = ChatRequest("thinker", REQUEST.messages, REQUEST.options, 2048, think=True)
+    text, thinking, _ = await collect(provider, thinker)
+    assert (text, thinking) == ("You said: Is the light on?", THOUGHT)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            text, thinking, _ = await collect(provider, asking("hello", think="high"))
+    assert (text, thinking) == ("You said: hello", "")
+    assert [record.body["think"] for record in server.questions] == [True, False, False]
+    assert len([record for record in caplog.records if "cannot think" in record.message]) == 1
+    assert len([record for record in server.requests if record.path == "/api/show"]) == 2
+    server.mode = "thinking_only"
+    text, thinking, finish = await collect(provider, thinker)
+    assert (text, thinking) == ("", THOUGHT)
+    assert finish is not None
+    assert finish.reason == "length"
+
+
+async def test_an_answer_read_to_its_end_keeps_the_connection(server: FakeOllama, provider: OllamaProvider) -> None:
+    for _ in range(5):
+        await collect(provider)
+        await server.until(lambda fake: all(record.ended for record in fake.requests))
+        await asyncio.sleep(0)
+    assert server.connections <= 2
+
+
+async def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_stream() -> None:
+    async def handle(exchange: Exchange) -> None:
+        exchange.head(200, "application/x-ndjson")
+        await exchange.chunk(b'{"message":{"content":"hi"},"done":true}\n')
+        await asyncio.Event().wait()
+
+    async with HttpServer(handle) as http, connected(f"http://127.0.0.1:{http.port}") as provider:
+        started = time.monotonic()
+        assert (await collect(provider))[0] == "hi"
+        assert time.monotonic() - started < 0.5
+
+
+async def test_a_key_is_sent_and_userinfo_is_sent_as_such() -> None:
+    async with FakeOllama(api_key="canary") as server:
+        async with connected(server.url, ollama_api_key="canary") as provider:
+            assert (await collect(provider))[2] is not None
+        async with connected(server.url, ollama_api_key="wrong-canary") as provider:
+            _, error = await failing(provider)
+            assert isinstance(error, Unauthorized)
+            assert "canary" not in str(error)
+            state = await provider.probe(DEFAULT_MODEL)
+            assert state.reachable
+            assert "OLLAMA_API_KEY" in (state.error or "")
+        async with connected(server.url.replace("//", "//ann:p%40ss@")) as provider:
+            _, error = await failing(provider)
+            assert "p@ss" not in str(error)
+        assert server.requests[-1].headers["authorization"] == "Basic YW5uOnBAc3M="
+
+
+# ---------------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "words"),
+    [
+        ("404", ModelNotFound, f"ollama pull {DEFAULT_MODEL}"),
+        ("429", ProviderUnavailable, "overloaded: you have reached your limit"),
+        ("503", ProviderUnavailable, "overloaded: server busy"),
+        ("unauthorized", Unauthorized, "OLLAMA_API_KEY"),
+        ("html502", ProviderError, "status 502"),
+        ("redirect", ProviderError, "redirect"),
+        ("wrong_service", ProviderError, "not a JSON object"),
+        ("not_http", ProviderUnavailable, "without sending a response"),
+        ("error_200_first_line", ProviderUnavailable, "runner failed"),
+        ("gzipbomb", ProviderError, "compressed"),
+    ],
+)
+async def test_refusals(
+    server: FakeOllama, provider: OllamaProvider, mode: str, kind: type[PiagentError], words: str
+) -> None:
+    server.mode = mode
+    text, error = await failing(provider)
+    assert text == ""
+    assert type(error) is kind
+    assert words in str(error)
+    assert len(str(error)) < 400
+    if mode == "429":
+        assert isinstance(error, ProviderUnavailable)
+        assert error.retry_after_s == 1.0
+
+
+@pytest.mark.parametrize("mode", ["rst", "eof", "eof_clean", "nodone", "repeat_guard", "bad", "err", "runner_dies"])
+async def test_broken_off_answers_are_errors_after_their_text(
+    server: FakeOllama, provider: OllamaProvider, mode: str
+) -> None:
+    server.mode = mode
+    text, error = await failing(provider)
+    assert text
+    assert type(error) is ProviderError, "once text is out a new try is no cure"
+    server.mode = "ok"
+    assert (await collect(provider))[2] is not None
+
+
+@pytest.mark.parametrize("mode", ["rst", "eof", "err", "runner_dies"])
+async def test_what_breaks_before_the_first_text_may_be_tried_again(
+    server: FakeOllama, provider: OllamaProvider, mode: str
+) -> None:
+    server.next(mode, after=0)
+    text, error = await failing(provider)
+    assert text == ""
+    assert type(error) is ProviderUnavailable
+
+
+async def test_a_prompt_that_does_not_fit_is_refused_not_cut(server: FakeOllama, provider: OllamaProvider) -> None:
+    _, error = await failing(provider, asking("word " * 3000, context=512))
+    assert isinstance(error, ContextOverflow)
+    assert error.prompt_tokens is not None
+    assert error.prompt_tokens > 512
+    _, error = await failing(provider, asking("ignored", prompt="word " * 3000, context=512))
+    assert isinstance(error, ContextOverflow)
+    assert not any(record.truncated for record in server.requests)
+
+
+@pytest.mark.parametrize("mode", ["hugeline", "gzipbomb"])
+async def test_memory_does_not_grow_with_what_a_server_sends(
+    server: FakeOllama, provider: OllamaProvider, mode: str
+) -> None:
+    server.next(mode, size=1 << 20)
+    await failing(provider)
+    gc.collect()
+    server.next(mode, size=64 << 20)
+    before = _peak_kb()
+    _, error = await failing(provider)
+    assert type(error) is ProviderError
+    assert _peak_kb() - before < 5 * 1024
+
+
+def _peak_kb() -> int:
+    import resource  # noqa: PLC0415
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+async def test_nobody_there(unused_tcp_port: int) -> None:
+    async with connected(f"127.0.0.1:{unused_tcp_port}") as provider:
+        _, error = await failing(provider)
+        assert type(error) is ProviderUnavailable
+        assert "Connection refused" in str(error)
+        assert f"http://127.0.0.1:{unused_tcp_port}" in str(error)
+        state = await provider.probe(DEFAULT_MODEL)
+        assert not state.reachable
+        assert state.error == str(error)
+    async with connected("nobody.invalid") as provider:
+        assert type((await failing(provider))[1]) is ProviderUnavailable
+
+
+# --------------------------------------------------------------------------------------------------------- deadlines
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes", "words"),
+    [
+        ("noheader", {"first_token_timeout_s": 0.2}, "no first token came from the model server within 0.2 s"),
+        ("hang", {"idle_timeout_s": 0.2}, "no next token came from the model server within 0.2 s"),
+        ("trickle", {"idle_timeout_s": 0.2}, "no next token came from the model server within 0.2 s"),
+        ("endless", {"total_timeout_s": 0.4}, "not complete within 0.4 s"),
+    ],
+)
+async def test_deadlines_close_the_stream(server: FakeOllama, mode: str, changes: dict[str, float], words: str) -> None:
+    server.next(mode, tokens_per_s=100 if mode == "endless" else 0, trickle_s=0.02)
+    async with connected(server.url, **changes) as provider:
+        started = time.monotonic()
+        text, error = await failing(provider, asking("go on", options={"num_predict": 100_000}, context=200_000))
+        assert type(error) is ProviderTimeout
+        assert words in str(error)
+        assert bool(text) == (mode != "noheader")
+        assert time.monotonic() - started < 1.5
+        await server.until(lambda fake: fake.questions[0].disconnected)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        assert (await collect(provider))[2] is not None
+
+
+async def test_the_first_token_may_take_longer_than_the_next_ones(server: FakeOllama) -> None:
+    server.next("noheader", delay_s=0.4)
+    async with connected(server.url, idle_timeout_s=0.2) as provider:
+        assert (await collect(provider))[2] is not None
+
+
+async def test_a_slow_consumer_is_not_under_the_deadline(server: FakeOllama) -> None:
+    server.tokens_per_s = 50
+    async with connected(server.url, idle_timeout_s=0.1) as provider, aclosing(provider.chat(REQUEST)) as deltas:
+        first = await anext(deltas)
+        await asyncio.sleep(0.3)
+        rest = [delta async for delta in deltas]
+    assert first.text + "".join(delta.text for delta in rest) == "You said: Is the light on?"
+
+
+# ----------------------------------------------------------------------------------------------------------- closing
+
+
+async def test_closing_the_generator_closes_the_stream_at_once(server: FakeOllama, provider: OllamaProvider) -> None:
+    server.next("endless", tokens_per_s=200)
+    deltas = provider.chat(REQUEST)
+    await anext(deltas)
+    started = time.monotonic()
+    await deltas.aclose()
+    await server.until(lambda fake: fake.questions[0].disconnected)
+    assert (server.questions[0].disconnected_at or 0) - started < 0.1
+
+
+@pytest.mark.parametrize("mode", ["noheader", "hang", "endless"])
+async def test_cancelling_closes_the_stream_at_once(server: FakeOllama, provider: OllamaProvider, mode: str) -> None:
+    server.next(mode, tokens_per_s=0 if mode == "hang" else 50)
+    task = asyncio.create_task(collect(provider), name="asks")
+    await server.until(lambda fake: fake.questions and (mode == "noheader" or fake.questions[0].tokens >= 3))
+    started = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await server.until(lambda fake: fake.questions[0].disconnected)
+    assert (server.questions[0].disconnected_at or 0) - started < 0.1
+    assert (await collect(provider))[2] is not None
+
+
+async def test_cancelling_many_leaves_the_pool_whole(server: FakeOllama) -> None:
+    server.mode = "hang"
+    async with connected(server.url, max_concurrent=2) as provider:
+        for _ in range(8):
+            task = asyncio.create_task(collect(provider), name="asks")
+            await server.until(lambda fake: any(not record.disconnected for record in fake.questions))
+            task.cancel()
+            await asyncio.wait([task])
+            await server.until(lambda fake: all(record.disconnected for record in fake.questions))
+        server.mode = "ok"
+        assert (await collect(provider))[2] is not None
+
+
+# ------------------------------------------------------------------------------------------------ the rest of the port
+
+
+async def test_priming_reads_the_prompt_without_a_reload_later(server: FakeOllama, provider: OllamaProvider) -> None:
+    system = ChatRequest(DEFAULT_MODEL, REQUEST.messages[:1], {"num_predict": 200}, 2048)
+    await provider.prime(system)
+    [record] = server.requests
+    assert record.body["options"]["num_predict"] == 1
+    assert record.body["messages"][-1]["role"] == "user"
+    assert (await provider.probe(DEFAULT_MODEL)).model_loaded
+    await collect(provider)
+    assert server.reloads == 0
+    await provider.prime(asking("x", prompt="<system>Be brief.</system>"))
+    assert server.reloads == 0
+
+
+async def test_probe(server: FakeOllama, provider: OllamaProvider) -> None:
+    state = await provider.probe("thinker:latest")
+    assert (state.reachable, state.model_found, state.model_loaded, state.error) == (True, True, False, None)
+    state = await provider.probe("nope")
+    assert (state.reachable, state.model_found) == (True, False)
+    assert "ollama pull nope" in (state.error or "")
+    server.mode = "html502"
+    assert "502" in ((await provider.probe("thinker")).error or "")
+
+
+async def test_a_silent_server_is_probed_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piagent_daemon.providers.ollama.PROBE_S", 0.1)
+
+    async def handle(_: Exchange) -> None:
+        await asyncio.Event().wait()
+
+    async with HttpServer(handle) as http, connected(f"http://127.0.0.1:{http.port}") as provider:
+        state = await provider.probe("tiny")
+        assert not state.reachable
+        assert "within 0.1 s" in (state.error or "")
+
+
+async def test_models_and_capabilities(server: FakeOllama, provider: OllamaProvider) -> None:
+    assert {model.name for model in await provider.models()} == set(server.models)
+    assert await provider.capabilities("thinker") == {"completion", "thinking"}
+    with pytest.raises(ModelNotFound, match="ollama pull nope"):
+        await provider.capabilities("nope")
+
+
+async def test_pull_and_delete(provider: OllamaProvider) -> None:
+    steps = [step async for step in provider.pull("small")]
+    assert steps[0].status == "pulling manifest"
+    assert steps[-1].status == "success"
+    sizes = [step.completed for step in steps if step.digest]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 0
+    assert sizes[-1] == steps[1].total > 0
+    await provider.delete("small")
+    with pytest.raises(ModelNotFound):
+        await provider.delete("small")
+    with pytest.raises(ModelNotFound, match="no model 'nope' to pull"):
+        _ = [step async for step in provider.pull("nope")]
+
+
+async def test_closing_a_pull_stops_it(server: FakeOllama, provider: OllamaProvider) -> None:
+    server.library.step_s = 5
+    async with aclosing(provider.pull("small")) as steps:
+        await anext(steps)
+    await server.until(lambda fake: fake.requests[-1].disconnected)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"nonsense", b'{"models": 3}', b"[" * 100_000, b" " * (9 << 20)])
+async def test_calls_take_any_answer(body: bytes) -> None:
+    async def handle(exchange: Exchange) -> None:
+        await exchange.send(200, body, "application/json")
+
+    async with HttpServer(handle) as http, connected(f"http://127.0.0.1:{http.port}") as provider:
+        assert (await provider.probe("tiny")).model_found is not True
+        with contextlib.suppress(ProviderError):
+            assert await provider.models() == []
