@@ -134,7 +134,7 @@ class AdminDesk:
         return self._known().health().model_dump()
 
     async def _config_get(self, _: NoParams) -> Any:
-        return self._config.settings.model_dump(mode="json")
+        return self._config.settings.masked()
 
     async def _cancel(self, params: OneRequest) -> Any:
         if not self._scheduler.cancel_request(params.id):

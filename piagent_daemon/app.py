@@ -46,7 +46,7 @@ def build(loaded: Loaded) -> Daemon:
     scheduler = Scheduler(assistant, config, store, tally, clock)
     watch = ProviderWatch(provider, config)
     admin = AdminDesk(config, scheduler, store, provider)
-    door = doors.create("mqtt", config.settings, scheduler, admin, clock, Offline().encode())
+    door = doors.load("mqtt")(config.settings, scheduler, admin, clock, Offline().encode())
     reporting = Reporting(
         config=config,
         door=door,
@@ -84,6 +84,8 @@ def configure(chosen: Settings) -> Config:
 async def reload(current: Config, path: Path | None) -> Config:
     """Read settings and agents anew; what needs a restart keeps its value. Raises ConfigError."""
     loaded = await asyncio.to_thread(settings.load_settings, path)
+    if names := settings.restart_needed(current.settings, loaded.settings):
+        logging.getLogger("piagent").warning("only a restart changes %s", ", ".join(names))
     fresh = await asyncio.to_thread(configure, settings.reloaded(current.settings, loaded.settings))
     log.configure(fresh.settings.log_level, fresh.settings.log_format)
     return fresh

@@ -10,16 +10,12 @@ from typing import Any, Literal, Protocol
 
 from piagent_daemon.contract import AdminResponse, Event, Request, Usage
 
-Role = Literal["system", "user", "assistant"]
-
-# ----------------------------------------------------------------------------------------------------------- provider
-
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn as a model reads it; `images` are plain base64 strings without a `data:` prefix."""
 
-    role: Role
+    role: Literal["system", "user", "assistant"]
     content: str
     images: tuple[str, ...] = ()
 
@@ -127,9 +123,6 @@ class Provider(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection."""
-
-
-# -------------------------------------------------------------------------------------------------------------- store
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +262,8 @@ class ConversationStore(Protocol):
         """Write what is left and close the file."""
 
 
-# --------------------------------------------------------------------------------------------------------------- door
-
-
 class Channel(Protocol):
-    """Where the events of one request go. The door makes one for each request that comes in."""
+    """Where the events of one request go; the door makes one for each request that comes in."""
 
     def send(self, event: Event) -> None:
         """Hand over one event, never waiting. A terminal event settles the input once the transport has it safely."""
@@ -361,9 +351,6 @@ class FrontDoor(Protocol):
 
     async def stop(self, farewell: bytes, deadline_s: float) -> None:
         """Wait for acknowledgements, say goodbye on the health topic, disconnect; at most `deadline_s` seconds."""
-
-
-# -------------------------------------------------------------------------------------------------------------- clock
 
 
 class Clock(Protocol):

@@ -1,0 +1,129 @@
+"""What health says (contract section 4)."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from piagent_daemon.contract import ContextUse, ErrorEvent, Final, ProviderHealth, QueueHealth, Timing, Usage
+from piagent_daemon.health import Reporter, Tally, rss_mb
+from piagent_daemon.ports import DoorState, ProviderState
+from piagent_daemon.settings import Settings
+from piagent_daemon.stores.memory import MemoryStore
+from piagent_daemon.turn import Config
+from piagent_daemon.watch import ProviderWatch
+from tests.fakes.doubles import FakeClock, ScriptedProvider
+
+COMMON: dict[str, Any] = {"conversation_id": "c", "request_id": "r", "attempt": 1, "seq": 0, "ts": FakeClock().now()}
+
+
+def final(reason: Any = "stop", first_token_s: float = 1.0, tokens_per_s: float = 5.0) -> Final:
+    return Final(
+        **COMMON,
+        reply="a",
+        speech="a",
+        model="m",
+        provider="p",
+        agent="g",
+        finish_reason=reason,
+        expects_reply=False,
+        usage=Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5),
+        timing=Timing(first_token_s=first_token_s, tokens_per_s=tokens_per_s),
+        context=ContextUse(),
+    )
+
+
+def error(code: str) -> ErrorEvent:
+    return ErrorEvent(**COMMON, code=code, message="it failed", status_code=500, retryable=False)
+
+
+def test_terminal_events_are_counted() -> None:
+    tally = Tally(FakeClock())
+    for event in (final(), final(), final("cancelled"), error("cancelled"), error("timeout")):
+        tally.ended(event)
+    totals = tally.totals
+    assert (totals.replies, totals.cancelled, totals.errors) == (2, 2, 1)
+    assert (totals.prompt_tokens, totals.completion_tokens) == (9, 6)
+
+
+def test_speed_is_the_median_of_recent_answers() -> None:
+    tally = Tally(FakeClock())
+    assert tally.speed.first_token_s is None
+    for seconds in (1.0, 9.0, 2.0):
+        tally.ended(final(first_token_s=seconds, tokens_per_s=seconds * 2))
+    assert (tally.speed.first_token_s, tally.speed.tokens_per_s) == (2.0, 4.0)
+
+
+def test_overload_passes() -> None:
+    clock = FakeClock()
+    tally = Tally(clock)
+    tally.overload()
+    assert tally.reasons == ["overload"]
+    clock.advance(31)
+    assert tally.reasons == []
+
+
+def test_any_reason_degrades() -> None:
+    clock = FakeClock()
+    reporter = Reporter(Tally(clock), MemoryStore(Settings(), clock), clock)
+    clock.advance(5)
+    parts: dict[str, Any] = {"provider": ProviderHealth(name="p", model="m"), "queue": QueueHealth(limit=1)}
+    well = reporter.health(door=DoorState(connected=True, protocol="5"), **parts)
+    assert (well.status, well.reasons, well.protocol, well.process.uptime_s) == ("ok", [], "5", 5.0)
+    assert well.memory.store == "memory"
+    ill = reporter.health(
+        door=DoorState(connected=True, reasons=("acl_publish",)), reasons=["model_not_found"], **parts
+    )
+    assert (ill.status, ill.reasons) == ("degraded", ["model_not_found", "acl_publish"])
+
+
+def test_resident_memory_is_read() -> None:
+    assert 5 < rss_mb() < 2000
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (ProviderState(reachable=True, model_loaded=True, model_found=True), None),
+        (ProviderState(reachable=False, error="refused"), "provider_unavailable"),
+        (ProviderState(reachable=True, model_found=False, error="ollama pull m"), "model_not_found"),
+        (ProviderState(reachable=True, model_found=True, error="odd"), "provider_error"),
+    ],
+)
+async def test_a_look_at_the_model_server_becomes_a_reason(state: ProviderState, reason: str | None) -> None:
+    provider = ScriptedProvider()
+    provider.state = state
+    watch = ProviderWatch(provider, Config(Settings(), {}))
+    told: list[None] = []
+    watch.on_change = lambda: told.append(None)
+    assert watch.health.reachable is None
+    await watch.look()
+    await watch.look()
+    assert (watch.reason, watch.health.reachable, watch.health.error) == (reason, state.reachable, state.error)
+    assert len(told) == 1
+
+
+async def test_a_failed_answer_degrades_and_a_good_one_heals() -> None:
+    watch = ProviderWatch(ScriptedProvider(), Config(Settings(), {}))
+    await watch.look()
+    watch.ended(error("unauthorized"))
+    assert (watch.reason, watch.health.error) == ("unauthorized", "it failed")
+    watch.ended(error("busy"))
+    assert watch.reason == "unauthorized"
+    watch.ended(final("cancelled"))
+    assert watch.reason == "unauthorized"
+    watch.ended(final())
+    assert watch.reason is None
+
+
+async def test_trouble_brings_the_next_look_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piagent_daemon.watch.FIRST_LOOK_S", 0.0)
+    watch = ProviderWatch(ScriptedProvider(), Config(Settings(health_interval_s=3600), {}))
+    healed = asyncio.Event()
+    task = asyncio.create_task(watch.run())
+    await asyncio.sleep(0)
+    watch.ended(error("timeout"))
+    watch.on_change = healed.set
+    await asyncio.wait_for(healed.wait(), 5)
+    assert watch.reason is None
+    task.cancel()
