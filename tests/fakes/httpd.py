@@ -127,6 +127,12 @@ class _Connection(asyncio.Protocol):
         if self.task:
             self.task.cancel()
 
+    def cut(self) -> None:
+        """Tear down from this side, so that nobody takes it for a client that left."""
+        if self._current:
+            self._current.ended = True
+        self.transport.abort()
+
     def write(self, data: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(data)
@@ -205,7 +211,7 @@ class HttpServer:
         server, self._server = self._server, None
         server.close()
         for connection in list(self.connections):
-            connection.transport.abort()
+            connection.cut()
         tasks = [connection.task for connection in list(self.connections) if connection.task]
         if tasks:
             await asyncio.wait(tasks, timeout=2)

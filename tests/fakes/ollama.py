@@ -28,9 +28,10 @@ from tests.fakes.ollama_context import answer_limit, chat_prompt, context_shifts
 from tests.fakes.ollama_faults import FAULTS, refuse
 from tests.fakes.ollama_library import Library
 from tests.fakes.ollama_rules import Refusal
-from tests.fakes.ollama_runner import Model, Runner, Runners
+from tests.fakes.ollama_runner import Model, Models, Runner, Runners
 from tests.fakes.ollama_script import REFUSING, SERVER_WIDE, Behaviour, Record, is_question
 
+__all__ = ["DEFAULT_MODEL", "Behaviour", "FakeOllama", "Model", "Record"]
 DEFAULT_MODEL = "qwen2.5:3b-instruct"
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class FakeOllama:
         pull_step_s: float = 0.0,
     ) -> None:
         chosen = {DEFAULT_MODEL: Model()} if models is None else models
-        self.models = {rules.full_name(name): model for name, model in chosen.items()}
+        self.models = Models(chosen)
         self.script = Behaviour()
         self.requests: list[Record] = []
         self.prompt_tokens_per_s = prompt_tokens_per_s
@@ -254,7 +255,8 @@ class FakeOllama:
         if empty:
             await exchange.send_json(200, _loaded(body, "load", chat=chat))
             return
-        fit = chat_prompt(body, runner.num_ctx, model.path) if chat else generate_prompt(body, runner.num_ctx)
+        num_ctx = runner.num_ctx
+        fit, record.truncated = chat_prompt(body, num_ctx, model.path) if chat else generate_prompt(body, num_ctx)
         record.prompt = fit
         if body.get("_debug_render_only"):
             await exchange.send_json(200, {"model": model.name, "_debug_info": {"rendered_template": "".join(fit)}})

@@ -17,28 +17,29 @@ LONGER = (
 )
 
 
-def chat_prompt(body: Mapping[str, Any], num_ctx: int, path: str) -> list[str]:
-    """Return the prompt tokens of a /api/chat body after Ollama's own truncation."""
+def chat_prompt(body: Mapping[str, Any], num_ctx: int, path: str) -> tuple[list[str], bool]:
+    """Return the prompt tokens of a /api/chat body, and whether Ollama cut them."""
     messages: Sequence[dict[str, Any]] = body["messages"]
     tokens = render(messages)
     if body.get("truncate") is False:
         if len(tokens) >= num_ctx:
             raise too_long(len(tokens), num_ctx)
-        return tokens
+        return tokens, False
+    whole = len(tokens)
     for start in range(1, len(messages)):
         if len(tokens) <= num_ctx:
             break
         system = [message for message in messages[:start] if message.get("role") == "system"]
         tokens = render([*system, *messages[start:]])
     if len(tokens) < num_ctx:
-        return tokens
+        return tokens, len(tokens) < whole
     if path == "native":
         raise too_long(len(tokens), num_ctx)
-    return _cut(tokens, num_ctx, body)
+    return _cut(tokens, num_ctx, body), True
 
 
-def generate_prompt(body: Mapping[str, Any], num_ctx: int) -> list[str]:
-    """Return the prompt tokens of a /api/generate body after Ollama's own truncation."""
+def generate_prompt(body: Mapping[str, Any], num_ctx: int) -> tuple[list[str], bool]:
+    """Return the prompt tokens of a /api/generate body, and whether Ollama cut them."""
     text = body.get("prompt") or ""
     if body.get("raw"):
         tokens = tokenise(text)
@@ -46,10 +47,10 @@ def generate_prompt(body: Mapping[str, Any], num_ctx: int) -> list[str]:
         system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
         tokens = render([*system, {"role": "user", "content": text, "images": body.get("images")}])
     if len(tokens) < num_ctx:
-        return tokens
+        return tokens, False
     if body.get("truncate") is False:
         raise too_long(len(tokens), num_ctx)
-    return _cut(tokens, num_ctx, body)
+    return _cut(tokens, num_ctx, body), True
 
 
 def _cut(tokens: list[str], num_ctx: int, body: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from tests.fakes import ollama_rules as rules
 from tests.fakes.httpd import Exchange, encode
 from tests.fakes.ollama_answer import NDJSON
 from tests.fakes.ollama_rules import Refusal
-from tests.fakes.ollama_runner import Model
+from tests.fakes.ollama_runner import Model, Models
 from tests.fakes.tokens import tokenise
 
 VERSION = "0.33.0-rc2"
@@ -22,13 +22,11 @@ Route = tuple[str, Callable[[Exchange], Awaitable[None]]]
 class Library:
     """Keeps `models` in step with pulls and deletes. A pull takes `steps` progress lines, `step_s` seconds apart."""
 
-    def __init__(self, models: dict[str, Model], pullable: set[str], step_s: float) -> None:
+    def __init__(self, models: Models, pullable: set[str], step_s: float) -> None:
         self.models = models
         self.pullable = {rules.full_name(name) for name in pullable}
         self.step_s = step_s
         self.steps = 4
-        for name, model in models.items():
-            model.name = name
 
     def routes(self) -> dict[str, Route]:
         return {
@@ -126,7 +124,8 @@ class Library:
             await self._progress(exchange, {"status": status})
 
     def _add(self, name: str) -> None:
-        self.models.setdefault(name, Model(name=name))
+        if name not in self.models:
+            self.models[name] = Model()
 
     async def _progress(self, exchange: Exchange, line: dict[str, Any]) -> None:
         await exchange.chunk(encode(line) + b"\n")

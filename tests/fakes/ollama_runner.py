@@ -6,13 +6,13 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.fakes.ollama_context import NUM_KEEP
 from tests.fakes.ollama_faults import BUSY
-from tests.fakes.ollama_rules import FOR_EVER, LOAD_TIME, Refusal
+from tests.fakes.ollama_rules import FOR_EVER, LOAD_TIME, Refusal, full_name
 from tests.fakes.ollama_script import Record
 from tests.fakes.tokens import Slots, tokenise
 
@@ -47,6 +47,18 @@ class Model:
             "parameter_size": self.parameter_size,
             "quantization_level": self.quantization,
         }
+
+
+class Models(dict[str, Model]):
+    """The models on disk by full name. Each is stored as a copy that knows its name."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        super().__init__()
+        for name, model in models.items():
+            self[name] = model
+
+    def __setitem__(self, name: str, model: Model) -> None:
+        super().__setitem__(full_name(name), replace(model, name=full_name(name)))
 
 
 @dataclass(eq=False)

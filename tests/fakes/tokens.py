@@ -86,5 +86,12 @@ class Slots:
 
     async def drained(self) -> None:
         """Wait until nothing runs, and let nothing start any more."""
-        for _ in range(self._count):
-            await self._free.acquire()
+        taken = 0
+        try:
+            for _ in range(self._count):
+                await self._free.acquire()
+                taken += 1
+        except asyncio.CancelledError:
+            for _ in range(taken):
+                self._free.release()
+            raise
