@@ -21,7 +21,7 @@ from piagent_daemon.wire import image_base64
 log = logging.getLogger("piagent.prompt")
 
 _TAGS: Final = re.compile(
-    r"<(?=\s*/?\s*(?:system|user|assistant)\b"  # our own
+    r"<(?=\s*+/?+\s*+(?:system|user|assistant)\b"  # our own; possessive, so that no text makes it slow
     r"|\||/?s>|<?/?SYS>|/?(?:start|end)_of_turn>)"  # those of Llama, Qwen, Mistral and Gemma
     r"|\[(?=/?INST\])",
     re.IGNORECASE,
