@@ -1,0 +1,243 @@
+"""What the broker brings: bytes become requests for the engine, in order of arrival, or are refused with a reason.
+
+Source: contract sections 1, 2 and 6.
+"""
+
+import asyncio
+import logging
+import math
+from typing import Final
+from uuid import uuid4
+
+import paho.mqtt.client as paho
+from pydantic import ValidationError
+
+from piagent_daemon import wire
+from piagent_daemon.contract import CancelRequest, Request
+from piagent_daemon.doors.mqtt_admin import Clerk
+from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of, open_letter
+from piagent_daemon.doors.mqtt_reply import Receipt, Replies, Reply
+from piagent_daemon.errors import InvalidRequest, PiagentError, ShuttingDown
+from piagent_daemon.ports import Incoming, Intake
+from piagent_daemon.settings import Settings
+from piagent_daemon.topics import is_conversation_id
+
+log = logging.getLogger("piagent.mqtt")
+
+BACKLOG: Final = 10_000
+BACKLOG_BYTES: Final = 32_000_000
+"""What may wait to be read; more is dropped when it came at QoS 0, for which the broker knows no back-pressure."""
+BREATH: Final = 16
+"""Letters read in a row before everything else gets its turn."""
+STUCK_S: Final = 60.0
+SELDOM_S: Final = 10.0
+
+
+class NoAddressError(InvalidRequest):
+    """The request names a conversation that cannot be a topic, so there is none to answer on."""
+
+
+class Inbox:
+    """Reads one letter after the other and hands it to the engine; `cancel` overtakes what waits to be read."""
+
+    def __init__(self, settings: Settings, intake: Intake, clerk: Clerk, replies: Replies) -> None:
+        self._settings = settings
+        self._intake = intake
+        self._clerk = clerk
+        self._replies = replies
+        self._link = replies.link
+        self._topics = replies.topics
+        self._clock = replies.clock
+        self._queue: asyncio.Queue[Letter] = asyncio.Queue()
+        self._bytes = 0
+        self._task: asyncio.Task[None] | None = None
+        self._reading = False
+        self._closed = False
+        self._moved = 0.0
+        self._retained = Seldom(math.inf)
+        self._seldom = Seldom(SELDOM_S)
+
+    # ------------------------------------------------------------------------------------------------------- lifecycle
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._task = asyncio.get_running_loop().create_task(self._work(), name="mqtt inbox")
+
+    def close(self) -> None:
+        """Hand nothing more to the engine. What came at QoS 1 stays unacknowledged, so that the broker keeps it."""
+        self._closed = True
+
+    async def stop(self) -> None:
+        """End reading."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether what waits is being read."""
+        if self._task is None or self._task.done():
+            return False
+        waits = self._reading or not self._queue.empty()
+        return not waits or self._link.outbox.crowded or self._clock.monotonic() - self._moved < STUCK_S
+
+    # ------------------------------------------------------------------------------------------------ from the broker
+
+    def on_message(self, message: paho.MQTTMessage, topic: str) -> None:
+        """Take one message; called by paho, so it never waits."""
+        now = self._clock.monotonic()
+        inbound = self._topics.parse(topic)
+        if message.retain:
+            if self._retained(topic, now):
+                log.warning("a retained message on %.64r is ignored: it would come again at each connect", topic)
+        elif inbound is None:
+            self._refuse_topic(topic)
+        else:
+            letter = open_letter(message, topic, inbound, generation=self._link.generation, received=now)
+            if inbound.kind == "cancel":
+                self._overtake(letter)
+                return
+            if (message.payload or inbound.kind != "in") and self._has_room(letter):
+                self._put(letter)
+                return
+        self._link.ack(self._link.generation, message.mid, message.qos)
+
+    def _refuse_topic(self, topic: str) -> None:
+        self._intake.refused("topic")
+        if self._seldom("topic", self._clock.monotonic()):
+            log.warning("a message on %.64r is dropped: no safe topic to answer on", topic)
+
+    def _has_room(self, letter: Letter) -> bool:
+        if letter.qos or (self._queue.qsize() < BACKLOG and self._bytes < BACKLOG_BYTES):
+            return True
+        self._intake.refused("backlog")
+        if self._seldom("backlog", letter.received):
+            log.warning("messages at QoS 0 come faster than they can be read: dropped")
+        return False
+
+    def _put(self, letter: Letter) -> None:
+        if self._queue.empty() and not self._reading:
+            self._moved = letter.received
+        self._bytes += len(letter.payload)
+        self._queue.put_nowait(letter)
+
+    def _overtake(self, letter: Letter) -> None:
+        """Cancel at once what the engine has, and in its turn what still waits to be read."""
+        self._cancel(letter)
+        if self._reading or not self._queue.empty():
+            self._put(letter)
+
+    # -------------------------------------------------------------------------------------------------- one at a time
+
+    async def _work(self) -> None:
+        count = 0
+        while True:
+            letter = await self._queue.get()
+            self._reading = True
+            self._bytes -= len(letter.payload)
+            await self._link.outbox.room()
+            await self._read(letter)
+            self._reading = False
+            self._moved = self._clock.monotonic()
+            count += 1
+            if count % BREATH == 0:
+                await asyncio.sleep(0)
+
+    async def _read(self, letter: Letter) -> None:
+        kind, name = letter.inbound.kind, letter.inbound.name
+        if kind == "cancel":
+            self._cancel(letter)
+        elif kind == "in":
+            await self._ask(letter)
+        elif self._closed:
+            return
+        elif kind == "request":
+            self._clerk.take(letter)
+        elif name is not None:
+            await self._intake.reset(name)
+            self._link.ack(letter.generation, letter.packet_id, letter.qos)
+
+    def _cancel(self, letter: Letter) -> None:
+        try:
+            wanted = CancelRequest.model_validate_json(letter.payload) if letter.payload.strip() else CancelRequest()
+        except ValidationError:
+            self._intake.refused("cancel")
+            if self._seldom("cancel", letter.received):
+                log.warning('a message on %.64r is neither empty nor {"id": "…"}: ignored', letter.topic)
+            return
+        self._intake.cancel(letter.inbound.name or "", wanted.id)
+
+    async def _ask(self, letter: Letter) -> None:
+        """Hand one request to the engine, or refuse it."""
+        if self._closed and letter.qos:
+            return
+        receipt = Receipt(self._link)
+        receipt.add(letter.generation, letter.packet_id, letter.qos)
+        if wire.is_own_event(letter.payload):
+            self._drop(letter, receipt, "own event", "is a copy of our own event")
+            return
+        reply = Reply(self._replies, receipt, correlation=letter.correlation)
+        conversation_id = letter.inbound.name
+        try:
+            reply.redirect(self._response_topic(letter))
+            request = wire.parse_request(letter.payload, self._settings)
+            conversation_id = _conversation(request, conversation_id)
+        except NoAddressError as error:
+            if letter.response_topic is None:
+                self._drop(letter, receipt, "conversation_id", "names a conversation that cannot be a topic")
+            else:
+                self._refuse(letter, reply, None, error)
+            return
+        except InvalidRequest as error:
+            self._refuse(letter, reply, conversation_id, error)
+            return
+        if self._closed:
+            self._refuse(letter, reply, conversation_id, ShuttingDown("The daemon stops; ask again in a moment."))
+            return
+        delivery = delivery_of(letter, conversation_id, request.id)
+        running = self._replies.live(delivery.key) if delivery.by_id or delivery.redelivered else None
+        if running:
+            running.receipt.merge(receipt)
+            log.info("a request came in again while it is being answered")
+            self._intake.duplicate()
+            return
+        if delivery.by_id or delivery.durable:
+            reply.enter(delivery.key)
+        await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+
+    def _response_topic(self, letter: Letter) -> str | None:
+        if letter.response_topic is not None:
+            check_response_topic(letter.response_topic, self._settings.response_topic_prefixes, self._topics)
+        return letter.response_topic
+
+    def _drop(self, letter: Letter, receipt: Receipt, reason: str, why: str) -> None:
+        self._intake.refused(reason)
+        if self._seldom(reason, letter.received):
+            log.warning("a message on %.64r %s: dropped", letter.topic, why)
+        receipt.settle()
+
+    def _refuse(self, letter: Letter, reply: Reply, conversation_id: str | None, error: PiagentError) -> None:
+        """Answer with the reason, in the one event that this request gets."""
+        self._intake.refused(error.code)
+        log.info("a request of %d bytes on %.64r is refused: %s", len(letter.payload), letter.topic, error.code)
+        reply.send(
+            wire.refusal(
+                error,
+                conversation_id=conversation_id or str(uuid4()),
+                request_id=wire.request_id_in(letter.payload) or str(uuid4()),
+                clock=self._clock,
+                metadata=wire.metadata_in(letter.payload),
+            )
+        )
+
+
+def _conversation(request: Request, name: str | None) -> str | None:
+    """Return the conversation of a request; `name` is the topic's, None on `<base>/in`."""
+    wanted = request.conversation_id
+    if name is not None:
+        if wanted not in {None, name}:
+            raise InvalidRequest("The conversation_id is not the one of the topic.")
+        return name
+    if wanted is not None and not is_conversation_id(wanted):
+        raise NoAddressError("The conversation_id cannot be a topic level.")
+    return wanted

@@ -1,0 +1,96 @@
+"""One message as the broker brought it, and what its topic and properties mean. Pure."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+import paho.mqtt.client as paho
+
+from piagent_daemon.errors import InvalidRequest
+from piagent_daemon.ports import Delivery
+from piagent_daemon.topics import Inbound, Topics, is_publishable
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message on one of our topics. `received` is monotonic; `generation` is that of the connection it came on."""
+
+    topic: str
+    inbound: Inbound
+    payload: bytes
+    qos: int
+    packet_id: int
+    redelivered: bool
+    generation: int
+    received: float
+    response_topic: str | None = None
+    correlation: bytes | None = None
+
+
+def open_letter(message: paho.MQTTMessage, topic: str, inbound: Inbound, *, generation: int, received: float) -> Letter:
+    """Read paho's message."""
+    properties = message.properties
+    return Letter(
+        topic=topic,
+        inbound=inbound,
+        payload=bytes(message.payload),
+        qos=message.qos,
+        packet_id=message.mid,
+        redelivered=message.dup,
+        generation=generation,
+        received=received,
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation=getattr(properties, "CorrelationData", None),
+    )
+
+
+def delivery_of(letter: Letter, conversation_id: str | None, request_id: str | None) -> Delivery:
+    """Name the delivery: by the client's request id, else by its MQTT 5 correlation data, else by the packet.
+
+    Correlation data is unique only for its asker, so the response topic belongs to the key; and since some clients send
+    the same data with every question, so does the payload.
+    """
+    durable = letter.qos > 0
+    where = conversation_id or ""
+    if request_id is not None:
+        return Delivery(f"id:{where}:{request_id}", by_id=True, redelivered=letter.redelivered, durable=durable)
+    digest = sha256(letter.topic.encode() + b"\0" + letter.payload).hexdigest()[:16]
+    if letter.correlation and letter.response_topic:
+        key = f"correlation:{where}:{letter.response_topic}:{letter.correlation.hex()}:{digest}"
+        return Delivery(key, by_id=True, redelivered=letter.redelivered, durable=durable)
+    key = f"packet:{letter.packet_id}:{digest}"
+    return Delivery(key, by_id=False, redelivered=letter.redelivered, durable=durable)
+
+
+def check_response_topic(topic: str, prefixes: tuple[str, ...], topics: Topics) -> None:
+    """Raise InvalidRequest unless answers may go to `topic`: else who may ask could make us write anywhere."""
+    if not topic.startswith(prefixes):
+        allowed = ", ".join(f'"{prefix}"' for prefix in prefixes)
+        raise InvalidRequest(f"The response topic must begin with {allowed} (RESPONSE_TOPIC_PREFIXES).")
+    if not is_publishable(topic) or len(topic.encode()) > MAX_RESPONSE_TOPIC_BYTES:
+        raise InvalidRequest("The response topic is not one that can be published on.")
+    if topic in {topics.health, topics.info} or topics.parse(topic):
+        raise InvalidRequest("The response topic is one of the daemon's own.")
+
+
+MAX_RESPONSE_TOPIC_BYTES: Final = 1024
+
+
+class Seldom:
+    """Tells whether to say something: once per key, and again after `pause_s` seconds. Remembers 1000 keys."""
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._said: OrderedDict[str, float] = OrderedDict()
+
+    def __call__(self, key: str, now: float) -> bool:
+        """Return True when `key` is to be said at the monotonic time `now`."""
+        said = self._said.get(key)
+        if said is not None and now - said < self._pause_s:
+            return False
+        self._said[key] = now
+        self._said.move_to_end(key)
+        if len(self._said) > 1000:
+            self._said.popitem(last=False)
+        return True

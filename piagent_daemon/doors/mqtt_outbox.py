@@ -1,0 +1,200 @@
+"""What leaves for the broker: QoS 0 goes now or never, QoS 1 is kept until the broker has acknowledged it.
+
+paho resends what it sent and saw no PUBACK for; what was never sent waits here. So nothing is published twice because
+a first try failed.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from paho.mqtt.properties import Properties
+
+from piagent_daemon.doors.mqtt_connection import JSON, Connection, Welcome
+from piagent_daemon.doors.mqtt_trouble import KEEPALIVE_TIMEOUT, SHORT_S, TAKEN_OVER, End
+
+log = logging.getLogger("piagent.mqtt")
+
+WINDOW: Final = 64
+"""Unacknowledged messages of ours at a time, or what the broker allows if that is less."""
+STALLED_BYTES: Final = 1_000_000
+"""What may wait in memory for a broker that does not read, before QoS 0 is dropped."""
+CROWD: Final = 1000
+CROWD_BYTES: Final = 16_000_000
+"""Kept messages, and their bytes, above which no new requests are taken."""
+POISON_LOSSES: Final = 3
+POISONED: Final = -1
+"""What `done` hears instead of a reason code when the broker closes the connection whenever it sees the message."""
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """One QoS 1 message of ours; `done` is called with the PUBACK's reason code, or with POISONED."""
+
+    topic: str
+    payload: bytes
+    properties: Properties
+    retain: bool
+    done: Callable[[int], None] | None
+
+
+class Outbox:
+    """Publishes on the connection that it was given last; `on_crowd` is called when `crowded` changes."""
+
+    def __init__(self, on_crowd: Callable[[], None]) -> None:
+        self.dropped = 0
+        """QoS 0 messages that a slow or absent broker never got."""
+        self._on_crowd = on_crowd
+        self._connection: Connection | None = None
+        self._welcome = Welcome(session_present=False)
+        self._unacked: dict[int, Parcel] = {}
+        self._kept: deque[Parcel] = deque()
+        self._bytes = 0
+        self._stalled_bytes = 0
+        self._suspect: tuple[Parcel | None, int] = (None, 0)
+        self._roomy = asyncio.Event()
+        self._roomy.set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    # ----------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def max_packet(self) -> int:
+        """The largest packet in bytes that the broker takes; it closes the connection at a larger one."""
+        return self._welcome.max_packet
+
+    @property
+    def crowded(self) -> bool:
+        """Tell whether so much waits for the broker that no new requests should be taken."""
+        return not self._roomy.is_set()
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether something waits for the broker's acknowledgement."""
+        return not self._quiet.is_set()
+
+    async def room(self) -> None:
+        """Wait while it is crowded."""
+        await self._roomy.wait()
+
+    async def quiet(self) -> None:
+        """Wait until the broker has acknowledged everything."""
+        await self._quiet.wait()
+
+    # --------------------------------------------------------------------------------------------------------- sending
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        properties: Properties = JSON,
+        *,
+        retain: bool = False,
+        done: Callable[[int], None] | None = None,
+    ) -> None:
+        """Send one message; never waits, never raises. The topic must be publishable and the size must fit."""
+        if qos == 0:
+            self._publish_loosely(topic, payload, properties)
+            return
+        parcel = Parcel(topic, payload, properties, retain, done)
+        self._quiet.clear()
+        self._bytes += len(payload)
+        self._kept.append(parcel)
+        self.pump()
+        self._look_around()
+
+    def _publish_loosely(self, topic: str, payload: bytes, properties: Properties) -> None:
+        if self._connection is None:
+            self.dropped += 1
+            return
+        if self._connection.stalled:
+            if self._stalled_bytes > STALLED_BYTES:
+                self.dropped += 1
+                return
+            self._stalled_bytes += len(payload)
+        else:
+            self._stalled_bytes = 0
+        self._connection.publish(topic, payload, 0, properties, retain=False)
+
+    def pump(self) -> None:
+        """Send what waits, as far as the broker's window goes."""
+        window = min(WINDOW, self._welcome.window)
+        while self._kept and self._connection and len(self._unacked) < window:
+            parcel = self._kept.popleft()
+            self._post(self._connection, parcel)
+
+    def _post(self, connection: Connection, parcel: Parcel) -> None:
+        retain = parcel.retain and self._welcome.retain
+        packet_id = None
+        while packet_id is None:  # one that is still in use is refused; few are, so the next one is free
+            packet_id = connection.publish(parcel.topic, parcel.payload, 1, parcel.properties, retain=retain)
+        self._unacked[packet_id] = parcel
+
+    def on_puback(self, packet_id: int, code: int) -> None:
+        """Take the broker's word for one of our messages."""
+        if parcel := self._unacked.pop(packet_id, None):
+            self._finish(parcel, code)
+            self.pump()
+
+    def _finish(self, parcel: Parcel, code: int) -> None:
+        self._bytes -= len(parcel.payload)
+        if parcel.done:
+            parcel.done(code)
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """Tell those who wait for room or for quiet."""
+        count = len(self._kept) + len(self._unacked)
+        if self._roomy.is_set() and (count > CROWD or self._bytes > CROWD_BYTES):
+            self._roomy.clear()
+            log.warning("the broker does not keep up: %d messages wait for it; no new requests are taken", count)
+            self._on_crowd()
+        elif not self._roomy.is_set() and count <= CROWD // 2 and self._bytes <= CROWD_BYTES // 2:
+            self._roomy.set()
+            log.info("the broker keeps up again")
+            self._on_crowd()
+        if not count:
+            self._quiet.set()
+
+    # ----------------------------------------------------------------------------------------------------- connections
+
+    def attach(self, connection: Connection, welcome: Welcome) -> None:
+        """Send on this connection from now on; what waits goes with the next `pump`."""
+        self._connection = connection
+        self._welcome = welcome
+        self._stalled_bytes = 0
+
+    def detach(self) -> None:
+        """Keep QoS 1 and drop QoS 0 until there is a connection again."""
+        self._connection = None
+
+    def reclaim(self) -> None:
+        """Take back what a client that is given up had not delivered."""
+        self._kept.extendleft(reversed(self._unacked.values()))
+        self._unacked.clear()
+
+    def take_poison(self, connection: Connection, end: End) -> bool:
+        """Find the message at which the broker closes the connection again and again, and take it out.
+
+        The broker handles our messages in order, so it is the oldest one without a PUBACK. Returns whether there was
+        one; its `done` hears POISONED, the others are sent on the next connection.
+        """
+        oldest = next(iter(self._unacked.values()), None)
+        innocent = end.kind != "lost" or end.lasted_s >= SHORT_S or end.code in {TAKEN_OVER, KEEPALIVE_TIMEOUT}
+        if innocent or oldest is None:
+            self._suspect = (None, 0)
+            return False
+        self._suspect = (oldest, self._suspect[1] + 1 if self._suspect[0] is oldest else 1)
+        if self._suspect[1] < POISON_LOSSES:
+            return False
+        log.error("the broker closed the connection %d times at one message on %.64r", POISON_LOSSES, oldest.topic)
+        connection.forget()
+        del self._unacked[next(iter(self._unacked))]
+        self.reclaim()
+        self._finish(oldest, POISONED)
+        return True
