@@ -98,9 +98,9 @@ class Provider(Protocol):
     name: str
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Stream one answer. The last delta has `finish`; a stream that ends without it raises ProviderError.
+        """Stream one answer, without retries; closing the generator closes the connection.
 
-        Closing the generator closes the connection, at which the server stops generating. No retries in here.
+        The last delta has `finish`; a stream that ends without it raises ProviderError.
         """
 
     async def prime(self, request: ChatRequest) -> None:

@@ -8,7 +8,22 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "piagent_daemon"
 LAYERS = (
     {"", "errors", "contract", "topics", "ports"},
-    {"settings", "sources", "agents", "wire", "files", "prompt", "window", "speech", "backoff", "systemd", "log"},
+    {
+        "settings",
+        "setting_types",
+        "sources",
+        "problems",
+        "templates",
+        "agents",
+        "wire",
+        "files",
+        "prompt",
+        "window",
+        "speech",
+        "backoff",
+        "systemd",
+        "log",
+    },
     {"job", "pace", "loops", "turn", "scheduler", "admin", "health", "watch", "warmup", "reporting"},
     {"providers", "stores", "doors"},
     {"daemon"},
