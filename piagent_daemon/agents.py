@@ -3,16 +3,20 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from piagent_daemon import templates
 from piagent_daemon.contract import Options, Sentences
 from piagent_daemon.errors import ConfigError
-from piagent_daemon.problems import explain, line_of, nearest, one_line
+from piagent_daemon.problems import Finding, explain, line_of, nearest, one_line
 from piagent_daemon.sources import read_text
+
+if TYPE_CHECKING:
+    import yaml
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _FENCE: Final = re.compile(r"^---[ \t]*$", re.MULTILINE)
@@ -146,7 +150,7 @@ def _front_matter(path: Path, text: str, front: str) -> FrontMatter:
     import yaml  # noqa: PLC0415 (only for files with front matter)
 
     try:
-        content = yaml.safe_load(front)
+        content = yaml.load(front, Loader=_loader())  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
@@ -161,18 +165,34 @@ def _front_matter(path: Path, text: str, front: str) -> FrontMatter:
     try:
         return FrontMatter.model_validate({str(key): value for key, value in content.items()})
     except ValidationError as error:
-        known = FrontMatter.model_fields
-        raise ConfigError(
-            *(
-                f"{path}:{line_of(text, finding.key)}: "
-                + (
-                    f"{finding.key}: {finding.message}"
-                    if finding.key in known
-                    else f"there is no key {finding.key}{nearest(finding.key, known)}"
-                )
-                for finding in explain(error)
-            )
-        ) from None
+        found = explain(error, nested=("options", "filler"))
+        raise ConfigError(*(f"{path}:{_told(text, finding)}" for finding in found)) from None
+
+
+def _told(text: str, finding: Finding) -> str:
+    top, _, inner = finding.key.partition(".")
+    model: type[BaseModel] = FrontMatter if not inner else Options if top == "options" else Filler
+    name = inner or top
+    where = f"{line_of(text, top)}"
+    if name in model.model_fields:
+        return f"{where}: {finding.key}: {finding.message}"
+    return f"{where}: there is no key {finding.key}{nearest(name, model.model_fields)}"
+
+
+@cache
+def _loader() -> "type[yaml.SafeLoader]":
+    """Return a loader for which on, off, yes, no and dates are words: they are names of devices and languages here."""
+    import yaml  # noqa: PLC0415 (see above)
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$", re.IGNORECASE), list("tTfF"))
+    return Loader
 
 
 def _system(path: Path, body: str, body_line: int) -> str:

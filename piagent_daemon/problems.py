@@ -18,7 +18,8 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 def line_of(text: str, key: str) -> int:
     """Return the number of the line on which `key` is set in a TOML, YAML or .env text; 1 when it is not found."""
-    found = re.search(rf"""^[ \t]*(?:export[ \t]+)?["']?{re.escape(key)}["']?[ \t]*[:=]""", text, re.MULTILINE)
+    name = rf"""["']?{re.escape(key)}["']?[ \t]*"""
+    found = re.search(rf"^[ \t]*(?:(?:export[ \t]+)?{name}[:=.]|\[+[ \t]*{name}[\].])", text, re.MULTILINE)
     return text.count("\n", 0, found.start()) + 1 if found else 1
 
 
@@ -31,14 +32,19 @@ class Finding:
     value: Any
 
 
-def explain(error: ValidationError) -> Iterator[Finding]:
-    """Yield one finding per key, the messages for the members of a union joined by "or"."""
+def explain(error: ValidationError, nested: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield one finding per key, the messages for the members of a union joined by "or".
+
+    Keys in `nested` hold models of their own: what is found in them has a key with a dot.
+    """
     messages: dict[str, dict[str, None]] = {}
     values: dict[str, Any] = {}
     for problem in error.errors(include_url=False, include_context=False):
         if problem["type"] == "default_factory_not_called":
             continue
-        key = str(problem["loc"][0]) if problem["loc"] else ""
+        key, *rest = map(str, problem["loc"] or ("",))
+        if rest and key in nested:
+            key = f"{key}.{rest[0]}"
         message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
         messages.setdefault(key, {})[message] = None
         values[key] = problem["input"]

@@ -1,0 +1,274 @@
+"""Prompt files become agents, and mistakes in them are told with file, line and key."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from piagent_daemon import agents, templates
+from piagent_daemon.agents import Agent, load_agents, packaged_prompts, read_agent
+from piagent_daemon.contract import Options
+from piagent_daemon.errors import ConfigError
+
+
+def write(folder: Path, text: str, name: str = "butler") -> Path:
+    path = folder / f"{name}.md"
+    path.write_text(textwrap.dedent(text).lstrip("\n"))
+    return path
+
+
+def problems(folder: Path) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_agents(folder)
+    return tuple(problem.removeprefix(f"{folder}/") for problem in caught.value.problems)
+
+
+# ------------------------------------------------------------------------------------------------------- packaged ones
+
+
+def test_there_are_a_general_and_a_voice_agent() -> None:
+    found = load_agents(None)
+    assert list(found) == ["general", "voice"]
+    assert found["general"].description
+    assert found["voice"].interrupt
+    assert found["voice"].options.num_predict
+
+
+def test_the_packaged_prompts_are_short() -> None:
+    """About 15 tokens of a prompt take a Pi a second."""
+    for agent in load_agents(None).values():
+        assert len(agent.system) < 360
+
+
+def test_the_packaged_templates_are_right() -> None:
+    for path in packaged_prompts().glob("*.md"):
+        assert read_agent(path, check=True)
+
+
+def test_prompts_are_found_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "piagent_daemon"
+    (package / "prompts").mkdir(parents=True)
+    monkeypatch.setattr(agents, "__file__", str(package / "agents.py"))
+    assert packaged_prompts() == package / "prompts"
+    (package / "prompts").rmdir()
+    assert packaged_prompts() == tmp_path / "prompts"
+
+
+def test_the_packaged_agents_need_no_template_engine() -> None:
+    code = (
+        "import sys; from piagent_daemon.agents import load_agents; load_agents(None); print('jinja2' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert shown.stdout.strip() == "False"
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_files_add_and_override(tmp_path: Path) -> None:
+    write(tmp_path, "You are a butler.")
+    write(tmp_path, "You are terse.", "general")
+    found = load_agents(tmp_path)
+    assert list(found) == ["butler", "general", "voice"]
+    assert found["general"] == Agent("general", "You are terse.")
+
+
+def test_every_key(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        """
+        ---
+        description: Serves the house
+        provider: ollama
+        model: qwen2.5:7b
+        options: {temperature: 0, top_p: 0.9, stop: ["END"], num_predict: 80}
+        stream: sentences
+        interrupt: true
+        think: low
+        format: {type: object, properties: {on: {type: boolean}}}
+        tools: [lights, heating]
+        filler: {text: One moment, seconds: 1.5}
+        stop_phrases: [stop, be quiet]
+        languages: [de, no]
+        context: "It is {{ now }} for {{ context.user }} in {{ conversation_id }} by {{ agent }}"
+        ---
+        You are a butler.
+        """,
+    )
+    assert load_agents(tmp_path)["butler"] == Agent(
+        name="butler",
+        system="You are a butler.",
+        description="Serves the house",
+        provider="ollama",
+        model="qwen2.5:7b",
+        options=Options(temperature=0, top_p=0.9, stop=["END"], num_predict=80),
+        stream="sentences",
+        interrupt=True,
+        think="low",
+        format={"type": "object", "properties": {"on": {"type": "boolean"}}},
+        tools=("lights", "heating"),
+        filler={"text": "One moment", "seconds": 1.5},
+        stop_phrases=("stop", "be quiet"),
+        languages=("de", "no"),
+        context="It is {{ now }} for {{ context.user }} in {{ conversation_id }} by {{ agent }}",
+    )
+
+
+def test_the_system_prompt_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    path = tmp_path / "butler.md"
+    path.write_bytes(b"\xef\xbb\xbf---\r\ninterrupt: yes\r\n---\r\n\r\nYou are a butler.  \r\nBe \xc3\xbc.\t\r\n\r\n")
+    agent = read_agent(path)
+    assert agent.system == "You are a butler.\nBe ü."
+    assert agent.interrupt
+
+
+def test_a_system_prompt_is_rendered_once_and_may_name_its_agent(tmp_path: Path) -> None:
+    write(tmp_path, "You are {{ agent }}.{# not for the model #}{% if agent == 'butler' %} At your service.{% endif %}")
+    assert load_agents(tmp_path)["butler"].system == "You are butler. At your service."
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    for name in ("notes.txt", ".hidden.md", "butler.md~"):
+        (tmp_path / name).write_text("---\nbroken")
+    (tmp_path / "folder.md").mkdir()
+    assert list(load_agents(tmp_path)) == ["general", "voice"]
+
+
+def test_an_empty_front_matter_is_fine(tmp_path: Path) -> None:
+    write(tmp_path, "---\n---\nYou are a butler.\n---\nReally.")
+    assert load_agents(tmp_path)["butler"].system == "You are a butler.\n---\nReally."
+    write(tmp_path, "---\n# nothing\n---\nYou are a butler.")
+    assert load_agents(tmp_path)["butler"].system == "You are a butler."
+
+
+def test_yes_and_on_are_words_but_serve_as_true(tmp_path: Path) -> None:
+    write(tmp_path, "---\ndescription: trueish\ninterrupt: On\nlanguages: [no, true story]\nmodel: 2001-01-01\n---\nx")
+    agent = load_agents(tmp_path)["butler"]
+    assert (agent.description, agent.interrupt, agent.model) == ("trueish", True, "2001-01-01")
+    assert agent.languages == ("no", "true story")
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "butler.md: there is no system prompt in it"),
+        ("---\nmodel: x\n---\n \n", "butler.md: there is no system prompt in it"),
+        ("---\nmodel: x\n", "butler.md:1: the front matter is not closed by a second line ---"),
+        ("---\n- a\n---\nx", "butler.md:1: the front matter should be lines of key: value"),
+        ("---\nmodel: x\nmodle: y\n---\nx", "butler.md:3: there is no key modle; did you mean model?"),
+        ("---\nmodel: [\n---\nx", "butler.md:3: expected the node content, but found '<stream end>'"),
+        ("---\nstop_phrases: stop\n---\nx", "butler.md:2: stop_phrases: should be a valid tuple"),
+        ("---\nlanguages: [1]\n---\nx", "butler.md:2: languages: should be a valid string"),
+        (
+            "---\n\ninterrupt: perhaps\n---\nx",
+            "butler.md:3: interrupt: should be a valid boolean, unable to interpret input",
+        ),
+        ("---\nformat: yaml\n---\nx", "butler.md:2: format: should be 'json' or should be a valid dictionary"),
+        ("---\noptions: {num_ctx: 1}\n---\nx", "butler.md:2: there is no key options.num_ctx"),
+        ("---\noptions: {temperature: hot}\n---\nx", "butler.md:2: options.temperature: should be a valid number"),
+        ("---\nfiller: {text: x}\n---\nx", "butler.md:2: filler.seconds: Field required"),
+        ("---\nwhen: !!int x\n---\nx", "butler.md:1: this is not YAML that can be used"),
+        ("x\n{% if %}", "butler.md:2: Expected an expression, got 'end of statement block'"),
+        ("---\nmodel: x\n---\nx\n{{ y", "butler.md:5: unexpected end of template, expected 'end of print statement'."),
+        ("It is {{ now }}", "butler.md: 'now' is undefined"),
+        ("{{ lipsum() }}", "butler.md: 'lipsum' is undefined"),
+        ("{{ agent + 1 }}", 'butler.md: TypeError: can only concatenate str (not "int") to str'),
+        ("{{ ''.__class__ }}", "butler.md: access to attribute '__class__' of 'str' object is unsafe."),
+        ("---\ncontext: '{{ nwo }}'\n---\nx", "butler.md:2: context: there is no nwo here; there are agent, context,"),
+        ("---\nmodel: x\ncontext: '{{ now'\n---\nx", "butler.md:3: context: unexpected end of template"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_and_key(tmp_path: Path, text: str, problem: str) -> None:
+    write(tmp_path, text)
+    (found,) = problems(tmp_path)
+    assert found.startswith(problem)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "---\nmodle: x\nstream: perhaps\ninterrupt: 7\n---\nx", "one")
+    write(tmp_path, "", "two")
+    write(tmp_path, "x", "Three")
+    (tmp_path / "four.md").write_bytes(b"\xff")
+    (tmp_path / "five.md").write_text("x" * 300_000)
+    found = problems(tmp_path)
+    assert sorted(problem.partition(":")[0].split(" ")[0] for problem in found) == [
+        "Three.md", "five.md", "four.md", "one.md", "one.md", "one.md", "two.md",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Butler", "a b", "ü", "x" * 65, "a.b"])
+def test_a_file_must_be_named_as_an_agent_can_be(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "x", name)
+    assert "the name of a prompt file" in problems(tmp_path)[0]
+
+
+def test_a_folder_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    assert problems(tmp_path / "none") == (f"PROMPTS_DIR: {tmp_path}/none cannot be read: No such file or directory",)
+
+
+YAML = st.text(alphabet="abcdefmodel: \n-[]{}&*!|>'\"#%?,0123", max_size=60) | st.sampled_from(
+    [
+        "!!timestamp x",
+        "!!int ''",
+        "!!bool x",
+        "a: &a [*a]",
+        "format: &a {x: *a}",
+        "? [1]\n: 2",
+        "[" * 2000,
+        "a: 2001-13-45",
+    ]
+)
+
+
+@given(YAML, st.text(alphabet="{}%# abcfornmi\n'()|.*", max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_file_gives_an_agent_or_a_config_error(tmp_path: Path, front: str, body: str) -> None:
+    path = tmp_path / "butler.md"
+    path.write_text(f"---\n{front}\n---\n{body}")
+    assert isinstance(outcome(path), Agent | tuple)
+
+
+@given(st.binary(max_size=120))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_bytes_give_an_agent_or_a_config_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "butler.md"
+    path.write_bytes(content)
+    assert isinstance(outcome(path), Agent | tuple)
+
+
+def outcome(path: Path) -> Agent | tuple[str, ...]:
+    try:
+        return read_agent(path)
+    except ConfigError as error:
+        return error.problems
+
+
+# ----------------------------------------------------------------------------------------------------------- templates
+
+
+@pytest.mark.parametrize(
+    ("source", "context", "text"),
+    [
+        ("plain ", None, "plain"),
+        ("{{ context.room }}", None, ""),
+        ("{{ context.room.floor }}", {"room": "kitchen"}, ""),
+        ("{% for i in range(9999) %}word {% endfor %}", None, ("word " * 800).strip()),
+        ("{{ context }}", "x" * 9000, "x" * 4000),
+    ],
+)
+def test_facts_are_bounded_and_lenient(source: str, context: Any, text: str) -> None:
+    assert templates.render_facts(source, {"context": context}) == text
+
+
+@pytest.mark.parametrize("source", ["{% for i in range(10**9) %}{% endfor %}", "{{ 1 / 0 }}", "{{ '' | random }}"])
+def test_a_template_that_fails_says_so(source: str) -> None:
+    with pytest.raises(templates.TemplateProblem):
+        templates.render_facts(source, {})
