@@ -114,7 +114,7 @@ class Reader:
                 layer = prefixed if key.startswith(PREFIX) else bare
                 layer[name] = Found(value if self._is_secret(name) else value.strip(), origin(key))
             elif key.startswith(PREFIX) and not _NOT_SETTINGS.fullmatch(key):
-                hint = nearest(PREFIX + name.upper(), [PREFIX + known.upper() for known in spellings])
+                hint = nearest(name.upper(), [known.upper() for known in spellings])
                 self.problems.append(f"{key}: there is no such setting{hint} ({origin(key)})")
         return self._settle(prefixed), self._settle(bare)
 

@@ -206,8 +206,8 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("SOMETHING_ELSE=1\nexport PIAGENT_MQTT_HOTS=x\n")
     found = problems(TEMPERATURE="99", PIAGENT_THINKS="1", PIAGENT_TEST_BROKER="x", MQTT_HOTS="ignored")
     assert set(found) == {
-        "PIAGENT_THINKS: there is no such setting; did you mean PIAGENT_THINK? (environment PIAGENT_THINKS)",
-        "PIAGENT_MQTT_HOTS: there is no such setting; did you mean PIAGENT_MQTT_HOST? (.env:2)",
+        "PIAGENT_THINKS: there is no such setting; did you mean THINK? (environment PIAGENT_THINKS)",
+        "PIAGENT_MQTT_HOTS: there is no such setting; did you mean MQTT_HOST? (.env:2)",
         "piagent.toml:3: mqtt_prot: there is no such setting; did you mean mqtt_port?",
         "piagent.toml:5: mqtt: there is no such setting; did you mean mqtt_tls?",
         "MQTT_PORT: should be less than or equal to 65535, but is 99999 (piagent.toml:2)",

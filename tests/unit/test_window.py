@@ -64,7 +64,7 @@ def test_an_estimate_is_at_most_one_token_per_byte(text: str) -> None:
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_more_text_is_never_fewer_tokens_by_much(one: str, other: str) -> None:
     assert estimate(one + other) >= max(estimate(one), estimate(other)) - 0.45 * len(one + other) - 2
-    assert estimate(one + other) <= estimate(one) + estimate(other) + 1
+    assert estimate(one + other) <= estimate(one) + estimate(other) + 0.4 * len(one + other) + 1
 
 
 @pytest.mark.parametrize(
