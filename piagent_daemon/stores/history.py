@@ -8,8 +8,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from piagent_daemon.ports import Clock, Conversation, ConversationInfo, Outcome, Turn
+from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
+from piagent_daemon.values import Conversation, ConversationInfo, Outcome, Turn
 
 MAX_BYTES = 32 * 1024 * 1024
 """All conversations together, in bytes of RAM; MEMORY_MAX_CONVERSATIONS is normally met long before."""

@@ -7,8 +7,9 @@ from here; by the client's own id they are found only within DEDUPE_WINDOW_S aft
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from piagent_daemon.ports import Clock, Delivery, Ticket
+from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
+from piagent_daemon.values import Delivery, Ticket
 
 KEEP_S = 86_400.0
 MAX_ENTRIES = 20_000

@@ -5,10 +5,11 @@ Kept apart from them so that both have the same meaning, and so that a store on 
 
 from dataclasses import dataclass, field
 
-from piagent_daemon.ports import Clock, Outcome
+from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.history import Histories, HistoryRow
 from piagent_daemon.stores.journal import Journal, JournalRow, RequestId
+from piagent_daemon.values import Outcome
 
 
 @dataclass(frozen=True, slots=True)

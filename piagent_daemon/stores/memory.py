@@ -1,9 +1,10 @@
 """Conversations in RAM: quick, and gone with the process."""
 
 from piagent_daemon.errors import ConfigError
-from piagent_daemon.ports import Clock, Conversation, ConversationInfo, Delivery, Outcome, Ticket
+from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.ledger import Ledger
+from piagent_daemon.values import Conversation, ConversationInfo, Delivery, Outcome, Ticket
 
 
 class MemoryStore:

@@ -14,17 +14,18 @@ from urllib.parse import unquote
 from uuid import uuid4
 
 from piagent_daemon.errors import ConfigError, StoreError
-from piagent_daemon.ports import Clock, Conversation, ConversationInfo, Delivery, Outcome, Ticket
+from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.database import Damage, Database
 from piagent_daemon.stores.ledger import Contents, Ledger
+from piagent_daemon.values import Conversation, ConversationInfo, Delivery, Outcome, Ticket
 
 DISK_TIMEOUT_S = 10.0
 RETRY_LIMIT_S = 60.0
 MAX_FORGOTTEN = 50_000
 """With more than this to delete, the file is rewritten whole: the list must not grow while the disk is away."""
 
-logger = logging.getLogger("piagent.stores.sqlite")
+log = logging.getLogger("piagent.store")
 T = TypeVar("T")
 
 
@@ -137,7 +138,7 @@ class SqliteStore:
                 await self._work(self._database.close)
             except StoreError as error:
                 if self._ledger.changes:
-                    logger.error("%d changes are lost: %s: %s", self._ledger.changes, self._path, error)  # noqa: TRY400 a full disk needs no trace
+                    log.error("%d changes are lost: %s: %s", self._ledger.changes, self._path, error)  # noqa: TRY400 a full disk needs no trace
         self._worker.shutdown(wait=self._stuck is None or self._stuck.done())
 
     async def _save(self, *, durable: bool = False) -> None:
@@ -201,7 +202,7 @@ class SqliteStore:
             self._suspect = None
             self._damage = f"the memory file was damaged ({error}) and is kept as {aside}; conversations begin anew"
             self._damage_told_until = self._clock.monotonic() + self._health_interval_s
-            logger.error("%s", self._damage)  # noqa: TRY400 the sentence says it all
+            log.error("%s", self._damage)  # noqa: TRY400 the sentence says it all
             return await self._work(self._database.open)
 
     def _bound(self) -> None:
@@ -212,7 +213,7 @@ class SqliteStore:
 
     def _failed(self, error: StoreError) -> None:
         if self._retry is None or self._retry.done():
-            logger.error("conversations are kept in memory only: %s: %s", self._path, error)
+            log.error("conversations are kept in memory only: %s: %s", self._path, error)
             self._retry = asyncio.create_task(self._try_again(), name="store retry")
         self._failure = str(error)
 
@@ -227,7 +228,7 @@ class SqliteStore:
                 except StoreError as error:
                     self._failure = str(error)
                 else:
-                    logger.info("conversations are kept in %s again", self._path)
+                    log.info("conversations are kept in %s again", self._path)
                     return
 
     async def _work(self, call: Callable[..., T], *arguments: object) -> T:

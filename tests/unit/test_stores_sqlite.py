@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from piagent_daemon.ports import Conversation, Delivery, Outcome, Ticket, Turn
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores import sqlite
 from piagent_daemon.stores.sqlite import SqliteStore
+from piagent_daemon.values import Conversation, Delivery, Outcome, Ticket, Turn
 from tests.fakes.doubles import FakeClock
 
 QUESTION = Turn("user", "Is it raining?", datetime(2026, 1, 2, tzinfo=UTC))
@@ -260,7 +260,7 @@ async def test_a_removed_file_is_written_again(machine: Machine, caplog: pytest.
     await store.commit(outcome("b"))
     assert store.problem is not None
     await until(lambda: store.problem is None)
-    assert [record.levelname for record in caplog.records if record.name == "piagent.stores.sqlite"] == [
+    assert [record.levelname for record in caplog.records if record.name == "piagent.store"] == [
         "ERROR",
         "INFO",
     ]
