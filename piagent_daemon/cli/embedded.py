@@ -1,7 +1,6 @@
 """Parts of a home's set-up inside this process: an MQTT broker, and an event loop in a thread of its own."""
 
 import asyncio
-import importlib.util
 import logging
 import socket
 import threading
@@ -20,11 +19,11 @@ STOP_S: Final = 30.0
 @asynccontextmanager
 async def broker() -> AsyncGenerator[int, None]:
     """Run an MQTT 3.1.1 broker on a free loopback port; yields the port. Raises DoorError."""
-    if importlib.util.find_spec("amqtt") is None:
-        raise DoorError('The demo needs an embedded broker: `pip install "piagent-daemon[demo]"` brings it.')
-    from amqtt.broker import Broker  # noqa: PLC0415  an optional part, and slow to load
-    from amqtt.errors import AMQTTError  # noqa: PLC0415
-
+    try:
+        from amqtt.broker import Broker  # noqa: PLC0415  an optional part, and slow to load
+        from amqtt.errors import AMQTTError  # noqa: PLC0415
+    except ImportError as error:
+        raise DoorError('The demo needs an embedded broker: `pip install "piagent-daemon[demo]"` brings it.') from error
     logging.getLogger("amqtt").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.CRITICAL)
     port = _free_port()

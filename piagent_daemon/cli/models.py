@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
@@ -12,8 +13,9 @@ from piagent_daemon import providers
 from piagent_daemon.cli import FAILED, FINE, INTERRUPTED
 from piagent_daemon.cli.terminal import neutral, stderr, stdout
 from piagent_daemon.errors import ProviderError
-from piagent_daemon.ports import ModelInfo, Provider, PullProgress
+from piagent_daemon.ports import Provider
 from piagent_daemon.settings import load_settings
+from piagent_daemon.values import ModelInfo, PullProgress
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -157,8 +159,15 @@ class _Bars(_Lines):
             self.close()
             self._digest = step.digest
             name = neutral(step.digest.removeprefix("sha256:")[:12] or step.status)
+            columns, lines = shutil.get_terminal_size()  # unlike tqdm's own reading never 0, as on a serial console
             self._bar = self._tqdm(
-                total=step.total, initial=step.completed, desc=name, unit="B", unit_scale=True, dynamic_ncols=True
+                desc=name,
+                total=step.total,
+                initial=step.completed,
+                unit="B",
+                unit_scale=True,
+                ncols=columns,
+                nrows=lines,
             )
         self._bar.update(max(0, step.completed - self._bar.n))
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 Json = dict[str, Any]
 
 MODEL: Final = "stand-in:latest"
-WORD_S: Final = 0.03
+WORD_S: Final = 0.02
 """Seconds between two words: about as fast as a small model on a desktop computer."""
 _MAX_BODY: Final = 16_000_000
 
@@ -48,8 +48,8 @@ def answer(messages: list[Json]) -> str:
             f"Before that, you wrote {len(said) - 1} message{'s' if len(said) > 2 else ''}: I was sent them, too."
         )
     parts.append(
-        "I am a stand-in, not a language model, so this is all I can say. Everything around me is real: your words "
-        "went over an MQTT broker to the daemon, from there to me over HTTP, and come back word by word. "
+        "I am a stand-in, not a language model, so this is all I can say. The way is real: your words went over an "
+        "MQTT broker to the daemon, on to me over HTTP, and come back one by one. "
         "Start Ollama with a model, and it answers in my place."
     )
     return " ".join(parts)
@@ -66,6 +66,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: _Server
     timeout = 60
 

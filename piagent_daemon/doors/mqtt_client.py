@@ -169,6 +169,7 @@ class MqttClient:
     def _attempt(self, protocol: Protocol) -> Protocol:
         self.close()
         self._closing, self._connack, self._lost = False, None, None
+        self._inbox = queue.SimpleQueue()  # what the last connection left behind, its loss above all, is no news
         client = self._make(protocol)
         where = f"{self._settings.mqtt_host}:{self._settings.mqtt_port}"
         try:

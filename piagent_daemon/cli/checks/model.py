@@ -8,8 +8,9 @@ from piagent_daemon import providers
 from piagent_daemon.cli.checks import Finding
 from piagent_daemon.cli.showing import REMEDIES
 from piagent_daemon.errors import ConfigError, PiagentError
-from piagent_daemon.ports import ChatRequest, Message, Provider
+from piagent_daemon.ports import Provider
 from piagent_daemon.settings import Settings
+from piagent_daemon.values import ChatRequest, Message
 
 
 async def check_models(settings: Settings, wanted: set[str], *, ask: bool) -> AsyncGenerator[Finding, None]:

@@ -1,0 +1,247 @@
+"""`piagent doctor`: what is well, and what is not, each seen on real parts."""
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from piagent_daemon.agents import Agent
+from piagent_daemon.cli.checks import local
+from piagent_daemon.settings import Settings
+from tests.conftest import BrokerFactory
+from tests.fakes.broker import Mosquitto, free_port
+from tests.fakes.cli import Cli
+from tests.fakes.observer import Message, Observer
+from tests.fakes.ollama import FakeOllama
+from tests.fakes.responder import Responder
+
+MODEL = "qwen2.5:3b-instruct"
+
+
+async def _report(**settings: Any) -> tuple[int, dict[str, dict[str, str]]]:
+    """Run the doctor; return its exit code and its findings by name."""
+    async with Cli("doctor", "--json", **settings) as cli:
+        code = await cli.end()
+    report = json.loads(cli.out)
+    assert cli.err == ""
+    assert report["ok"] is (code == 0)
+    assert all(finding["remedy"] for finding in report["checks"] if finding["state"] != "ok")
+    return code, {finding["check"]: finding for finding in report["checks"]}
+
+
+@asynccontextmanager
+async def _daemon(observer: Observer, health: Mapping[str, Any]) -> AsyncIterator[None]:
+    """Play a daemon that answers `request/health`."""
+    responder = Responder(observer)
+    await responder.show(**health)
+
+    async def answer() -> None:
+        asked = await observer.wait(lambda message: message.topic.endswith("/request/health"), 10)
+        await observer.publish(
+            f"{observer.base}/response/health", {"status": "ok", "transaction": asked.field("transaction")}
+        )
+
+    task = asyncio.create_task(answer(), name="answer")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_all_is_well(
+    mosquitto: Mosquitto, base_topic: str, observer: Observer, model_server: FakeOllama, tmp_path: Path
+) -> None:
+    place = {"mqtt_port": mosquitto.port, "mqtt_base_topic": base_topic, "ollama_host": model_server.url}
+    url = f"sqlite:///{tmp_path}/memory.db"
+    async with _daemon(observer, {"status": "ok"}):
+        code, found = await _report(**place, memory_url=url)
+    assert code == 0, found
+    names = ["clock", "prompts", "context", "memory", "broker", "credentials", "protocol", "permissions", "daemon"]
+    assert list(found) == [*names, "server ollama", "model", "answer"]
+    assert not (tmp_path / "memory.db").exists()
+    assert [record.body["options"]["num_ctx"] for record in model_server.questions] == [4096]
+
+
+async def test_a_running_daemon_is_not_disturbed(
+    mosquitto: Mosquitto, base_topic: str, observer: Observer, model_server: FakeOllama
+) -> None:
+    place: dict[str, Any] = {"mqtt_port": mosquitto.port, "mqtt_base_topic": base_topic}
+    async with (
+        _daemon(observer, {"status": "ok"}),
+        Cli("doctor", "--no-ask", ollama_host=model_server.url, **place) as cli,
+    ):
+        assert await cli.end() == 0
+    assert not model_server.questions
+
+    def own(message: Message) -> bool:
+        return "/piagent-doctor-" in message.topic
+
+    assert not [message for message in observer.messages if message.retain and own(message)]
+    for message in filter(own, observer.messages):
+        if message.topic.endswith("/in"):
+            assert message.qos == 0
+            assert {"type", "request_id", "seq", "conversation_id"} <= message.json.keys()
+
+
+async def test_on_a_terminal_it_is_in_colour_with_remedies(model_server: FakeOllama) -> None:
+    async with Cli("doctor", tty=True, mqtt_port=free_port(), ollama_host=model_server.url) as cli:
+        assert await cli.end() == 1
+    assert "\x1b[31mFAIL  broker" in cli.out
+    assert "-> Install one with" in cli.out
+    assert "ok    server ollama" in cli.out
+    assert "Not all is well" in cli.out
+
+
+@pytest.mark.parametrize(("status", "state"), [(None, "does"), ("offline", "stopped"), ("degraded", "degraded")])
+async def test_the_daemon_s_state(
+    status: str | None, state: str, mosquitto: Mosquitto, base_topic: str, observer: Observer
+) -> None:
+    place = {"mqtt_port": mosquitto.port, "mqtt_base_topic": base_topic, "provider": "echo"}
+    health = {"reasons": ["model_not_found"], "provider": {"error": "Pull the model."}}
+    if status == "degraded":
+        async with _daemon(observer, {"status": status, **health}):
+            code, found = await _report(**place)
+        assert "model_not_found" in found["daemon"]["detail"]
+        assert found["daemon"]["remedy"] == "Pull the model."
+    else:
+        if status:
+            await Responder(observer).show(status)
+        code, found = await _report(**place)
+        assert "systemctl start piagent" in found["daemon"]["remedy"]
+    assert code == 1
+    assert found["daemon"]["state"] == "fail"
+    assert state in found["daemon"]["detail"] or status is None
+
+
+async def test_a_daemon_that_does_not_answer(mosquitto: Mosquitto, base_topic: str, observer: Observer) -> None:
+    await Responder(observer).show()
+    code, found = await _report(mqtt_port=mosquitto.port, mqtt_base_topic=base_topic, provider="echo")
+    assert code == 1
+    assert "does not answer" in found["daemon"]["detail"]
+
+
+@pytest.mark.parametrize("protocol", ["5", "311"])
+@pytest.mark.parametrize(
+    ("rules", "mute"),
+    [
+        ("topic write piagent/#", ["piagent/+/cancel", "piagent/+/in", "piagent/+/out", "piagent/request/health"]),
+        ("topic read piagent/#\ntopic write piagent/+/in\ntopic write piagent/+/cancel\ntopic write piagent/request/#",
+         ["piagent/+/out"]),
+    ],
+    ids=["deaf", "mute"],
+)  # fmt: skip
+async def test_permissions_are_proven_by_an_own_echo(
+    protocol: str, rules: str, mute: list[str], new_broker: BrokerFactory
+) -> None:
+    broker = new_broker(users={"piagent": "right"}, acl=f"user piagent\n{rules}\n")
+    code, found = await _report(
+        mqtt_port=broker.port, mqtt_username="piagent", mqtt_password="right", mqtt_protocol=protocol, provider="echo"
+    )
+    assert code == 1
+    assert found["credentials"]["state"] == "ok"
+    assert found["permissions"]["state"] == "fail"
+    assert found["permissions"]["detail"] == f"no echo on {', '.join(mute)}"
+    assert "topic readwrite piagent/#" in found["permissions"]["remedy"]
+
+
+async def test_wrong_credentials(new_broker: BrokerFactory) -> None:
+    broker = new_broker(users={"piagent": "right"})
+    settings = {"mqtt_username": "piagent", "mqtt_password": "canary"}
+    code, found = await _report(mqtt_port=broker.port, provider="echo", **settings)
+    assert code == 1
+    assert found["broker"]["state"] == "ok"
+    assert found["credentials"]["state"] == "fail"
+    assert "canary" not in json.dumps(found)
+
+
+async def test_the_model_server_is_away_or_lacks_the_model(model_server: FakeOllama) -> None:
+    code, found = await _report(mqtt_port=free_port(), ollama_host=f"127.0.0.1:{free_port()}")
+    assert code == 1
+    assert found["server ollama"]["state"] == "fail"
+    code, found = await _report(mqtt_port=free_port(), ollama_host=model_server.url, ollama_model_general="nobody:1b")
+    assert found["server ollama"]["state"] == "ok"
+    assert found["model"]["state"] == "fail"
+    assert "ollama pull nobody:1b" in found["model"]["remedy"]
+    assert "answer" not in found
+
+
+async def test_a_model_that_fails_to_answer(model_server: FakeOllama) -> None:
+    model_server.mode = "err"
+    code, found = await _report(mqtt_port=free_port(), ollama_host=model_server.url)
+    assert code == 1
+    assert found["model"]["state"] == "ok"
+    assert found["answer"]["state"] == "fail"
+
+
+# ------------------------------------------------------------------------------------------------ this machine, alone
+
+
+def test_a_clock_that_was_never_set(tmp_path: Path) -> None:
+    assert local.clock(datetime(1970, 1, 1, tzinfo=UTC), tmp_path).state == "fail"
+    assert local.clock(datetime(2026, 11, 1, tzinfo=UTC), tmp_path).state == "ok"
+
+
+def test_a_pi_without_a_clock_of_its_own(tmp_path: Path) -> None:
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    model = tmp_path / "proc/device-tree/model"
+    model.parent.mkdir(parents=True)
+    model.write_text("Raspberry Pi 4 Model B")
+    assert local.clock(now, tmp_path).state == "warn"
+    synchronised = tmp_path / "run/systemd/timesync/synchronized"
+    synchronised.parent.mkdir(parents=True)
+    synchronised.touch()
+    assert local.clock(now, tmp_path).state == "ok"
+
+
+@pytest.mark.parametrize(("tokens", "state"), [(300, "warn"), (1024, "ok")])
+def test_room_in_the_model_s_window(tokens: int, state: str) -> None:
+    settings = Settings(ctx_tokens=tokens + 512, max_tokens=512)
+    assert local.context(settings, {"a": Agent(name="a", system="x" * 60)}).state == state
+
+
+def test_a_prompt_that_leaves_no_room() -> None:
+    settings = Settings(ctx_tokens=1024, max_tokens=512)
+    assert local.context(settings, {"a": Agent(name="a", system="x" * 6000)}).state == "fail"
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    agents, finding = local.prompts(Settings())
+    assert finding.state == "ok"
+    assert "general" in agents
+    assert local.prompts(Settings(default_agent="nobody"))[1].state == "fail"
+    (tmp_path / "broken.md").write_text("---\nnonsense: 1\n---\nHello.\n")
+    agents, finding = local.prompts(Settings(prompts_dir=str(tmp_path)))
+    assert (agents, finding.state) == ({}, "fail")
+    assert "broken.md" in finding.detail
+
+
+def test_the_memory_file(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    settings = Settings(memory_url=f"sqlite://{path}")
+    assert local.memory(settings).state == "ok"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE t (x TEXT)")
+        database.executemany("INSERT INTO t VALUES (?)", [("y" * 500,)] * 200)
+        database.commit()
+    assert local.memory(settings).state == "ok"
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = bytes(4096)
+    path.write_bytes(content)
+    finding = local.memory(settings)
+    assert finding.state == "fail"
+    assert "damaged" in finding.detail
+    assert path.read_bytes() == bytes(content)
+
+
+def test_memory_that_needs_no_file() -> None:
+    assert local.memory(Settings()).state == "ok"
+    assert local.memory(Settings(enable_memory=False)).state == "ok"
