@@ -1,7 +1,6 @@
 """What health says, reduced from what the engine saw."""
 
 import os
-import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from piagent_daemon.contract import (
     Totals,
 )
 from piagent_daemon.contract import Final as FinalEvent
-from piagent_daemon.ports import Clock, ConversationStore, DoorState
+from piagent_daemon.ports import Clock, ConversationStore
+from piagent_daemon.values import DoorState
 
 RECENT: Final = 20
 """Answers that the medians of speed rest on."""
@@ -126,4 +126,4 @@ def rss_mb() -> float:
 
 
 def _median(values: Sequence[float]) -> float | None:
-    return round(statistics.median(values), 3) if values else None
+    return round(sorted(values)[len(values) // 2], 3) if values else None

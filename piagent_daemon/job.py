@@ -38,7 +38,7 @@ class Stamp:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request that was accepted. `received` is monotonic seconds; `durable` as in `ports.Delivery`."""
+    """A request that was accepted. `received` is monotonic seconds; `durable` as in `values.Delivery`."""
 
     request: Request
     conversation_id: str

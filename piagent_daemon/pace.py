@@ -5,21 +5,22 @@ later text joined to at most one piece per interval.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
 from piagent_daemon.contract import Stage
-from piagent_daemon.ports import Delta, Finish
+from piagent_daemon.values import Delta, Finish
 
 
 class Pace:
     """Owns the task that iterates `deltas` between entering and leaving the context.
 
-    `interval_s` is the least time between two texts, in seconds. After `max_chars` characters reading ends and
-    `too_long` is set: a guard against a server that never stops. `stage` says what the listener waits for while no text
-    comes, None once there was some.
+    `interval_s` is the least time between two texts, in seconds; 0 hands out the text of each delta by itself. After
+    `max_chars` characters reading ends and `too_long` is set: a guard against a server that never stops. `stage` says
+    what the listener waits for while no text comes, None once there was some.
     """
 
     def __init__(self, deltas: AsyncGenerator[Delta, None], interval_s: float, max_chars: int) -> None:
@@ -33,7 +34,7 @@ class Pace:
         self._interval_s = interval_s
         self._chars_left = max_chars
         self._loop = asyncio.get_running_loop()
-        self._held: list[str] = []
+        self._held: deque[str] = deque()
         self._stage_is_news = False
         self._due = 0.0
         self._ring: asyncio.TimerHandle | None = None
@@ -74,7 +75,9 @@ class Pace:
         return bool(self._held) and (self.finish is not None or self.ended or self._ring is None)
 
     def take(self) -> str:
-        """Return all text that is held, and let the interval begin anew."""
+        """Return all text that is held, and let the interval begin anew; without an interval, the oldest text alone."""
+        if not self._interval_s:
+            return self._held.popleft()
         text = "".join(self._held)
         self._held.clear()
         self._due = self._loop.time() + self._interval_s

@@ -15,7 +15,7 @@ from typing import Any, Final
 from piagent_daemon import templates
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import File, Request
-from piagent_daemon.ports import Message, Turn
+from piagent_daemon.values import Message, Turn
 from piagent_daemon.wire import image_base64
 
 log = logging.getLogger("piagent.prompt")

@@ -27,8 +27,9 @@ from piagent_daemon.errors import (
 from piagent_daemon.health import Tally
 from piagent_daemon.job import Job, Stamp
 from piagent_daemon.loops import LoopBreaker
-from piagent_daemon.ports import Channel, Clock, ConversationStore, Incoming, Outcome, Ticket
+from piagent_daemon.ports import Channel, Clock, ConversationStore
 from piagent_daemon.turn import Assistant, Config
+from piagent_daemon.values import Incoming, Outcome, Ticket
 
 log = logging.getLogger("piagent.scheduler")
 

@@ -22,20 +22,10 @@ from piagent_daemon.errors import (
 )
 from piagent_daemon.job import Job
 from piagent_daemon.pace import Pace
-from piagent_daemon.ports import (
-    ChatRequest,
-    Clock,
-    Conversation,
-    ConversationStore,
-    Delta,
-    Finish,
-    Message,
-    Outcome,
-    Provider,
-    Turn,
-)
+from piagent_daemon.ports import Clock, ConversationStore, Provider
 from piagent_daemon.settings import Settings
 from piagent_daemon.speech import expects_reply, speakable
+from piagent_daemon.values import ChatRequest, Conversation, Delta, Finish, Message, Outcome, Turn
 from piagent_daemon.window import Ledger
 
 STAGE_S: Final = 1.0
@@ -161,6 +151,7 @@ class Assistant:
                 prompt=prompt.xml(final_messages) if settings.prompt_style == "xml" else None,
                 think=settings.think if agent.think is None else agent.think,
                 format=request.format if request.format is not None else agent.format,
+                singly=settings.chunk_interval_ms == 0,
             ),
             drop,
             bare + sum(sizes[drop:]),
@@ -186,7 +177,7 @@ class Assistant:
             stage, since, told = pace.stage, loop.time(), False
             while True:
                 await pace.wait(min(deadline, since + STAGE_S) if stage and not told else deadline)
-                if pace.text_due:
+                while pace.text_due:
                     text = pace.take()
                     run.parts.append(text)
                     if chunks:

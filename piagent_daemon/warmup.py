@@ -8,8 +8,9 @@ from contextlib import suppress
 from piagent_daemon import prompt
 from piagent_daemon.agents import Agent
 from piagent_daemon.errors import PiagentError
-from piagent_daemon.ports import ChatRequest, Message, Provider
+from piagent_daemon.ports import Provider
 from piagent_daemon.turn import Config
+from piagent_daemon.values import ChatRequest, Message
 
 log = logging.getLogger("piagent.warmup")
 

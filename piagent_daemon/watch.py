@@ -7,8 +7,9 @@ from typing import Final
 from piagent_daemon.contract import ErrorEvent, ProviderHealth
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ModelNotFound, ProviderError, ProviderTimeout, ProviderUnavailable, Unauthorized
-from piagent_daemon.ports import Provider, ProviderState
+from piagent_daemon.ports import Provider
 from piagent_daemon.turn import Config
+from piagent_daemon.values import ProviderState
 
 FIRST_LOOK_S: Final = 1.0
 REASONS: Final = tuple(

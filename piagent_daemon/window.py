@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Final
 
-from piagent_daemon.ports import Message, Turn
+from piagent_daemon.values import Message, Turn
 
 _PAIR: Final = 2
 """A user's message and its answer stay together."""

@@ -19,9 +19,10 @@ from piagent_daemon.doors.mqtt_reply import Replies
 from piagent_daemon.doors.mqtt_selftest import ACL_PUBLISH, ACL_SUBSCRIBE, SelfTest
 from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED, UNSPECIFIED
 from piagent_daemon.errors import ConfigError
-from piagent_daemon.ports import Admin, Clock, DoorState, Intake
+from piagent_daemon.ports import Admin, Clock, Intake
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import Topics
+from piagent_daemon.values import DoorState
 
 log = logging.getLogger("piagent.mqtt")
 

@@ -18,9 +18,10 @@ from piagent_daemon.doors.mqtt_admin import Clerk
 from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of, open_letter
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies, Reply
 from piagent_daemon.errors import InvalidRequest, PiagentError, ShuttingDown
-from piagent_daemon.ports import Incoming, Intake
+from piagent_daemon.ports import Intake
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import is_conversation_id
+from piagent_daemon.values import Incoming
 
 log = logging.getLogger("piagent.mqtt")
 

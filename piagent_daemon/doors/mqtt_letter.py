@@ -8,8 +8,8 @@ from typing import Final
 import paho.mqtt.client as paho
 
 from piagent_daemon.errors import InvalidRequest
-from piagent_daemon.ports import Delivery
 from piagent_daemon.topics import Inbound, Topics, is_publishable
+from piagent_daemon.values import Delivery
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ ERROR_BODY_TIMEOUT_S = 5.0
 KEEP_S = 60.0
 DRAIN_S = 1.0
 DRAIN_BYTES = 65_536
+_NO_TLS: Any = None
+"""httpx hands a given context on untouched; even an empty one would cost a megabyte that plain HTTP never uses."""
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _ALIVE: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
@@ -105,7 +107,7 @@ class Http:
             follow_redirects=False,
             trust_env=False,
             transport=httpx.AsyncHTTPTransport(
-                verify=_certificates() if address.scheme == "https" else False,
+                verify=_certificates() if address.scheme == "https" else _NO_TLS,
                 trust_env=False,
                 limits=httpx.Limits(
                     max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_S

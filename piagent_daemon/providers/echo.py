@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 
 from piagent_daemon.contract import Usage
 from piagent_daemon.errors import ModelNotFound
-from piagent_daemon.ports import ChatRequest, Delta, Finish, ModelInfo, ProviderState, PullProgress
 from piagent_daemon.settings import Settings
+from piagent_daemon.values import ChatRequest, Delta, Finish, ModelInfo, ProviderState, PullProgress
 
 _WORD = re.compile(r"\s*\S+|\s+$")
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from piagent_daemon.contract import Usage
 from piagent_daemon.errors import PiagentError, ProviderError, ProviderTimeout, ProviderUnavailable
-from piagent_daemon.ports import ChatRequest, Delta, Finish, Message, ModelInfo, ProviderState, PullProgress
 from piagent_daemon.providers import faults
 from piagent_daemon.providers import ollama_wire as wire
 from piagent_daemon.providers.address import parse_address
 from piagent_daemon.providers.client import Http
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.settings import Settings
+from piagent_daemon.values import ChatRequest, Delta, Finish, Message, ModelInfo, ProviderState, PullProgress
 
 log = logging.getLogger("piagent.ollama")
 
@@ -47,7 +47,7 @@ class OllamaProvider:
         self._unthinking: set[str] = set()
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Stream one answer: a delta for each read from the network, the last one with `finish`.
+        """Stream one answer: a delta for each read from the network (or line: `singly`), the last one with `finish`.
 
         Deadlines: FIRST_TOKEN_TIMEOUT_S to the first text or thought, then IDLE_TIMEOUT_S to each next whole line,
         TOTAL_TIMEOUT_S for all. What a try again may cure is a ProviderUnavailable before the first text only.
@@ -58,32 +58,32 @@ class OllamaProvider:
         async with self._http.stream(path, body, deadlines, model=request.model) as stream:
             chat, count, limit = request.prompt is None, 0, _line_limit(request)
             while not stream.ended:
-                lines = await stream.read()
-                if not lines:
-                    continue
-                text, thinking, end = wire.join(lines, chat=chat)
-                if end is None:
-                    count += len(lines)
-                    if count > limit:
-                        log.warning("the model server goes on after num_predict tokens: the answer is cut")
-                        yield Delta(
-                            text, thinking, Finish("length", Usage(completion_tokens=count, total_tokens=count))
-                        )
+                read = await stream.read()
+                parts = [[line] for line in read] if request.singly else [read] if read else []
+                for lines in parts:
+                    text, thinking, end = wire.join(lines, chat=chat)
+                    if end is None:
+                        count += len(lines)
+                        if count > limit:
+                            log.warning("the model server goes on after num_predict tokens: the answer is cut")
+                            yield Delta(
+                                text, thinking, Finish("length", Usage(completion_tokens=count, total_tokens=count))
+                            )
+                            return
+                        if text or thinking:
+                            stream.started = True
+                            yield Delta(text, thinking)
+                        if stream.started:
+                            deadlines.allow(self._idle_s, "next token")
+                    elif end.get("error"):
+                        if text or thinking:
+                            stream.started = True
+                            yield Delta(text, thinking)
+                        raise stream.failed(end["error"])
+                    else:
+                        stream.complete = True
+                        yield Delta(text, thinking, wire.finish(end))
                         return
-                    if text or thinking:
-                        stream.started = True
-                        yield Delta(text, thinking)
-                    if stream.started:
-                        deadlines.allow(self._idle_s, "next token")
-                elif end.get("error"):
-                    if text or thinking:
-                        stream.started = True
-                        yield Delta(text, thinking)
-                    raise stream.failed(end["error"])
-                else:
-                    stream.complete = True
-                    yield Delta(text, thinking, wire.finish(end))
-                    return
         raise ProviderError("the model server ended the answer without saying that it is complete")
 
     async def prime(self, request: ChatRequest) -> None:

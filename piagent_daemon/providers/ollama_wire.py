@@ -8,7 +8,7 @@ from typing import Any
 
 from piagent_daemon.contract import Usage
 from piagent_daemon.errors import ProviderError
-from piagent_daemon.ports import ChatRequest, Finish, Message, ModelInfo, PullProgress
+from piagent_daemon.values import ChatRequest, Finish, Message, ModelInfo, PullProgress
 
 
 def keep_alive_value(text: str) -> int | str:

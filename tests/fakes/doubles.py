@@ -8,16 +8,7 @@ from typing import Any
 
 from piagent_daemon.contract import ErrorEvent, Event, Request, Usage
 from piagent_daemon.contract import Final as FinalEvent
-from piagent_daemon.ports import (
-    ChatRequest,
-    Delivery,
-    Delta,
-    Finish,
-    Incoming,
-    ModelInfo,
-    ProviderState,
-    PullProgress,
-)
+from piagent_daemon.values import ChatRequest, Delivery, Delta, Finish, Incoming, ModelInfo, ProviderState, PullProgress
 
 Step = Delta | BaseException | asyncio.Event
 Script = Callable[[ChatRequest], Iterable[Step]]

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from piagent_daemon.ports import Delivery, Outcome, Ticket, Turn
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.sqlite import SqliteStore
+from piagent_daemon.values import Delivery, Outcome, Ticket, Turn
 from tests.fakes.doubles import FakeClock
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)

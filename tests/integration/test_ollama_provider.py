@@ -20,9 +20,9 @@ from piagent_daemon.errors import (
     ProviderUnavailable,
     Unauthorized,
 )
-from piagent_daemon.ports import ChatRequest, Delta, Finish, Message
 from piagent_daemon.providers.ollama import OllamaProvider
 from piagent_daemon.settings import Settings
+from piagent_daemon.values import ChatRequest, Delta, Finish, Message
 from tests.fakes.httpd import Exchange, HttpServer
 from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama
 from tests.fakes.ollama_runner import Model

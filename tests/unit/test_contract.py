@@ -39,7 +39,7 @@ JSON = st.recursive(
     lambda part: st.lists(part, max_size=2) | st.dictionaries(st.text("ab", max_size=2), part, max_size=2),
     max_leaves=3,
 )
-st.register_type_strategy(AwareDatetime, st.datetimes(timezones=st.just(UTC)))  # type: ignore[arg-type]
+st.register_type_strategy(AwareDatetime, st.datetimes(timezones=st.just(UTC)))
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 
 
@@ -110,7 +110,7 @@ def _final(**more: Any) -> Final:
         seq=0,
         ts="2026-01-02T03:04:05Z",
         reply="a",
-        speech="a",  # type: ignore[arg-type]
+        speech="a",
         model="m",
         provider="p",
         agent="g",
@@ -135,4 +135,4 @@ def test_timestamps_are_rfc3339_in_utc() -> None:
 
 def test_a_value_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        _final().reply = "b"
+        _final().reply = "b"  # type: ignore[misc]

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from piagent_daemon.contract import ContextUse, ErrorEvent, Final, ProviderHealth, QueueHealth, Timing, Usage
+from piagent_daemon.contract import ContextUse, ErrorEvent, Final, ProviderHealth, QueueHealth, Speed, Timing, Usage
 from piagent_daemon.health import Reporter, Tally, rss_mb
-from piagent_daemon.ports import DoorState, ProviderState
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Config
+from piagent_daemon.values import DoorState, ProviderState
 from piagent_daemon.watch import ProviderWatch
 from tests.fakes.doubles import FakeClock, ScriptedProvider
 
@@ -48,10 +48,10 @@ def test_terminal_events_are_counted() -> None:
 
 def test_speed_is_the_median_of_recent_answers() -> None:
     tally = Tally(FakeClock())
-    assert tally.speed.first_token_s is None
+    assert tally.speed == Speed()
     for seconds in (1.0, 9.0, 2.0):
         tally.ended(final(first_token_s=seconds, tokens_per_s=seconds * 2))
-    assert (tally.speed.first_token_s, tally.speed.tokens_per_s) == (2.0, 4.0)
+    assert tally.speed == Speed(first_token_s=2.0, tokens_per_s=4.0)
 
 
 def test_overload_passes() -> None:
@@ -96,7 +96,7 @@ async def test_a_look_at_the_model_server_becomes_a_reason(state: ProviderState,
     watch = ProviderWatch(provider, Config(Settings(), {}))
     told: list[None] = []
     watch.on_change = lambda: told.append(None)
-    assert watch.health.reachable is None
+    assert watch.health == ProviderHealth(name="scripted", model=Settings().ollama_model_general)
     await watch.look()
     await watch.look()
     assert (watch.reason, watch.health.reachable, watch.health.error) == (reason, state.reachable, state.error)

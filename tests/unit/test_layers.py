@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "piagent_daemon"
 LAYERS = (
-    {"", "errors", "contract", "topics", "ports"},
+    {"", "errors", "contract", "topics", "values", "ports"},
     {
         "settings",
         "setting_types",

@@ -8,7 +8,7 @@ import pytest
 
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.pace import Pace
-from piagent_daemon.ports import Delta, Finish
+from piagent_daemon.values import Delta, Finish
 
 
 class Source:
@@ -121,17 +121,16 @@ async def test_a_failure_is_raised_after_the_text_before_it() -> None:
 
 
 async def test_the_stage_is_told_until_text_comes() -> None:
-    source = Source()
+    source, stages = Source(), []
     async with Pace(source.stream(), interval_s=0, max_chars=99) as pace:
-        assert pace.stage == "loading"
-        source.feed(Delta(thinking="hm"))
-        await asyncio.wait_for(pace.wait(), 5)
-        assert pace.stage == "thinking"
-        source.feed(Delta("a"))
-        await asyncio.wait_for(pace.wait(), 5)
-        assert pace.stage is None
+        stages.append(pace.stage)
+        for delta in (Delta(thinking="hm"), Delta("a")):
+            source.feed(delta)
+            await asyncio.wait_for(pace.wait(), 5)
+            stages.append(pace.stage)
         source.feed(END)
         await _texts(pace)
+    assert stages == ["loading", "thinking", None]
 
 
 async def test_waiting_ends_at_the_given_time() -> None:

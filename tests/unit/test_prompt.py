@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from piagent_daemon import prompt
 from piagent_daemon.agents import Agent, load_agents
 from piagent_daemon.contract import File, Request
-from piagent_daemon.ports import Message, Turn
+from piagent_daemon.values import Message, Turn
 
 NOW = datetime(2026, 3, 2, 18, 5, tzinfo=timezone(timedelta(hours=1)))
 GENERAL = Agent("general", "You are a helpful assistant.")

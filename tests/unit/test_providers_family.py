@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from piagent_daemon.errors import ConfigError, ModelNotFound
-from piagent_daemon.ports import ChatRequest, Message, Provider
+from piagent_daemon.ports import Provider
 from piagent_daemon.providers import PROVIDERS, create, load
 from piagent_daemon.settings import Settings
+from piagent_daemon.values import ChatRequest, Message
 
 
 @pytest.mark.parametrize("name", sorted(PROVIDERS))

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piagent_daemon.errors import ProviderError
-from piagent_daemon.ports import ChatRequest, Message, ModelInfo, PullProgress
 from piagent_daemon.providers import ollama_wire as wire
 from piagent_daemon.providers.ndjson import NdjsonReader
+from piagent_daemon.values import ChatRequest, Message, ModelInfo, PullProgress
 
 REQUEST = ChatRequest(
     "tiny",

@@ -9,11 +9,11 @@ from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Accepted, ErrorEvent
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.health import Tally
-from piagent_daemon.ports import ChatRequest, Delivery, Delta, Outcome, Ticket
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
+from piagent_daemon.values import ChatRequest, Delivery, Delta, Outcome, Ticket
 from piagent_daemon.window import Ledger
 from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, Step, answer, incoming
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from piagent_daemon import stores
 from piagent_daemon.errors import ConfigError
-from piagent_daemon.ports import Conversation, ConversationStore, Delivery, Outcome, Ticket, Turn
+from piagent_daemon.ports import ConversationStore
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores import history, journal
+from piagent_daemon.values import Conversation, Delivery, Outcome, Ticket, Turn
 from tests.fakes.doubles import FakeClock
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -11,10 +11,10 @@ from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.job import Job, Stamp
-from piagent_daemon.ports import Delivery, Delta, Finish, Ticket, Turn
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
+from piagent_daemon.values import Delivery, Delta, Finish, Ticket, Turn
 from piagent_daemon.window import Ledger
 from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, answer, incoming
 

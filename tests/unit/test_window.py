@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from piagent_daemon import prompt, window
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Request
-from piagent_daemon.ports import Message, Turn
+from piagent_daemon.values import Message, Turn
 from piagent_daemon.window import Ledger, cut, estimate
 
 NOW = datetime(2026, 3, 1, 18, 5, tzinfo=UTC)
