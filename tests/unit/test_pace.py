@@ -42,7 +42,7 @@ async def _texts(pace: Pace) -> list[str]:
     texts = []
     while True:
         await pace.wait()
-        if pace.text_due:
+        while pace.text_due:
             texts.append(pace.take())
         if pace.finish or pace.ended:
             return texts
@@ -80,6 +80,15 @@ async def test_with_no_interval_every_delta_is_handed_out() -> None:
             assert pace.take() == text
         source.feed(END)
         await asyncio.wait_for(_texts(pace), 5)
+
+
+async def test_with_no_interval_deltas_that_came_together_stay_apart() -> None:
+    source = Source()
+    async with Pace(source.stream(), interval_s=0, max_chars=99) as pace:
+        for text in "abc":
+            source.feed(Delta(text))
+        source.feed(END)
+        assert await asyncio.wait_for(_texts(pace), 5) == ["a", "b", "c"]
 
 
 async def test_closing_ends_the_stream_and_closes_its_source() -> None:
