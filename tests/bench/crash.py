@@ -7,7 +7,7 @@ published, shows. The floor is the control: it promises nothing, and its losses 
 import json
 import random
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Self
 
@@ -70,13 +70,18 @@ class Stream:
             self._all.wait_for(lambda: len(self.ends) >= len(self.asked), timeout_s)
 
     def counts(self) -> dict[str, float]:
-        """Return how many ids got no end, more than one, an error, or the same end again."""
+        """Return how many ids got no end or more than one, and how often an end was said again."""
         return {
             "lost": sum(tag not in self.ends for tag in self.asked),
             "differ": sum(len(ends) > 1 for ends in self.ends.values()),
-            "errors": sum(any(end.startswith("error") for end in ends) for ends in self.ends.values()),
             "repeated": self.repeated,
         }
+
+    def codes(self) -> dict[str, int]:
+        """Return how many ids ended by each error code."""
+        return Counter(
+            end.removeprefix("error ") for ends in self.ends.values() for end in ends if end.startswith("error ")
+        )
 
     def _on_message(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         event = json.loads(message.payload)
@@ -97,7 +102,7 @@ def run(sides: Sequence[str], rounds: int | None = None) -> list[Figure]:
     figures = []
     if FLOOR in sides:
         with Lab(persistence=True) as lab:
-            lost = under_kills(lab, FLOOR, CONTROL_KILLS, CONTROL_MESSAGES)["lost"]
+            lost = under_kills(lab, FLOOR, CONTROL_KILLS, CONTROL_MESSAGES).counts()["lost"]
         name = f"control, {CONTROL_KILLS} x kill -9 under {CONTROL_MESSAGES} messages: lost"
         figures.append(Figure(name, "messages", floor=lost))
     if PIAGENT in sides:
@@ -110,11 +115,12 @@ def run(sides: Sequence[str], rounds: int | None = None) -> list[Figure]:
     return figures
 
 
-def rows(name: str, counts: dict[str, float]) -> list[Figure]:
+def rows(name: str, stream: Stream) -> list[Figure]:
+    counts = stream.counts()
     return [
         Figure(f"{name}: lost", "messages", piagent=counts["lost"], at_most=0),
         Figure(f"{name}: two different answers", "ids", piagent=counts["differ"], at_most=0),
-        Figure(f"{name}: ended by an error", "ids", piagent=counts["errors"]),
+        *(Figure(f"{name}: ended by error {code}", "ids", piagent=count) for code, count in stream.codes().items()),
         Figure(f"{name}: the same end said again", "events", piagent=counts["repeated"]),
     ]
 
@@ -123,7 +129,7 @@ def settings(lab: Lab) -> dict[str, object]:
     return {"memory_url": f"sqlite://{lab.folder}/memory.db", "mqtt_client_id": "bench-crash", "max_concurrent": 4}
 
 
-def under_kills(lab: Lab, side: str, kills: int, messages: int) -> dict[str, float]:
+def under_kills(lab: Lab, side: str, kills: int, messages: int) -> Stream:
     """Kill and start again at random moments, some of them before READY=1."""
     lab.model.plan(PLAN)
     moments = random.Random(7)  # noqa: S311 - moments, not secrets
@@ -138,10 +144,10 @@ def under_kills(lab: Lab, side: str, kills: int, messages: int) -> dict[str, flo
         lab.start(side, **settings(lab))
         publishing.join()
         stream.drain(DRAIN_S if side == PIAGENT else 3)
-        return stream.counts()
+        return stream
 
 
-def under_restarts(lab: Lab, restarts: int, messages: int) -> dict[str, float]:
+def under_restarts(lab: Lab, restarts: int, messages: int) -> Stream:
     """Restart the broker at random moments; it keeps its sessions in a file."""
     lab.model.plan(PLAN)
     moments = random.Random(8)  # noqa: S311 - moments, not secrets
@@ -154,4 +160,4 @@ def under_restarts(lab: Lab, restarts: int, messages: int) -> dict[str, float]:
             lab.start_broker()
         publishing.join()
         stream.drain(DRAIN_S)
-        return stream.counts()
+        return stream

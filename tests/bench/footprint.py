@@ -17,7 +17,7 @@ IDLE_S = 30
 CONVERSATIONS, TURNS = 500, 8
 QUESTION = "Which of the lamps on the ground floor are still on, and how warm will it be tomorrow at noon? " * 2
 LINE = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \| +(\S+)$", re.MULTILINE)
-NEVER = ("sqlite3", "tqdm", "amqtt", "trio")
+NEVER = ("sqlite3", "tqdm", "amqtt")
 USED = {"ollama", "memory", "mqtt"}
 RIVALS = {
     path.partition(":")[0] for table in (PROVIDERS, STORES, DOORS) for name, path in table.items() if name not in USED

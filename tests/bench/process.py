@@ -85,9 +85,9 @@ class Process:
         return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
 
     def rss_mb(self) -> float:
-        """Return the resident memory in MB (10^6 bytes)."""
+        """Return the resident memory in MB of 1024 kB, as ps and the figures of other bridges count it."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def _of_threads(self, name: str) -> Iterator[str]:
         for task in Path(f"/proc/{self.pid}/task").iterdir():

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 from tests.bench.client import Client
-from tests.bench.harness import Figure, Lab, alternate, ask, collect, figure, median_of, quantile, settle
+from tests.bench.harness import FLOOR, Figure, Lab, ask, collect, figure, median_of, quantile, settle
 from tests.bench.model_server import Plan
 from tests.bench.process import Bridge, pause
 
-CONVERSATIONS, TOKENS, INTERVAL_S, ROUNDS = 50, 120, 0.05, 4
+CONVERSATIONS, TOKENS, INTERVAL_S, ROUNDS = 50, 120, 0.05, 3
 RAMP_S = 0.02  # between questions: what is measured is the steady flow, not how fifty requests at once begin
+MAX_P99_MS, MAX_THROWN_AWAY = 10, 3
+"""While the floor itself is above the bound, the machine was busy with something else: that pair is run again."""
 PLAN = Plan(tokens=TOKENS, interval_s=INTERVAL_S, scatter=True, stamped=True)
 
 
@@ -18,14 +20,24 @@ def run(sides: Sequence[str], rounds: int | None = None) -> list[Figure]:
         bridges = {side: lab.start(side, max_concurrent=CONVERSATIONS) for side in sides}
         settle()
         lab.model.plan(PLAN)
-        results = alternate(sides, rounds or ROUNDS, lambda side, at: one_round(client, bridges[side], at))
-    worst = {side: max(each["p99"] for each in rounds) for side, rounds in results.items()}
+        results: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+        thrown_away = 0
+        while len(results[sides[-1]]) < (rounds or ROUNDS):
+            number = thrown_away + len(results[sides[-1]])
+            pair = {side: one_round(client, bridges[side], number) for side in sides}
+            if FLOOR in pair and pair[FLOOR]["p99"] > MAX_P99_MS and thrown_away < MAX_THROWN_AWAY:
+                thrown_away += 1
+                continue
+            for side in sides:
+                results[side].append(pair[side])
+    worst = {side: max(each["p99"] for each in passed) for side, passed in results.items()}
     return [
         figure("chunk delay p50", "ms", median_of(results, "p50"), ratio_at_most=1.5),
-        figure("chunk delay p99, worst round", "ms", worst, at_most=10),
+        figure("chunk delay p99, worst round", "ms", worst, at_most=MAX_P99_MS),
         figure("chunk delay p99, median round", "ms", median_of(results, "p99")),
         figure("CPU", "ms/1,000 tokens", median_of(results, "cpu"), ratio_at_most=1.5),
         figure("tokens missing", "tokens", median_of(results, "missing"), at_most=0),
+        Figure("rounds thrown away", "rounds", thrown_away),
     ]
 
 
