@@ -71,7 +71,7 @@ class Line:
         return Answer(self, request_id, timeout_s)
 
     def cancel(self, request_id: str) -> None:
-        self._client.publish(self._topics.cancel(self.conversation_id), json.dumps({"id": request_id}).encode(), 1)
+        self._client.publish(self._topics.cancel(self.conversation_id), json.dumps({"id": request_id}).encode(), 0)
 
     def reset(self) -> None:
         """Make the daemon forget the conversation."""

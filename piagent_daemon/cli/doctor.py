@@ -1,6 +1,6 @@
 """Check everything an answer needs, each with a plain remedy; exit 0 only when all is well.
 
-A running daemon is not disturbed, except that --no-ask leaves its model alone, too.
+A running daemon is not disturbed; the model is asked for one word, unless --no-ask is given.
 """
 
 import argparse

@@ -30,7 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     remove.set_defaults(action=_remove)
     for verb in (listing, pull, remove):
         verb.add_argument("--json", action="store_true", help="print JSON; progress as one object a line")
-        verb.add_argument("--provider", metavar="NAME", help="the model server (default: the first of PROVIDER)")
+        verb.add_argument(
+            "--provider", choices=sorted(providers.PROVIDERS), help="the model server (default: the first of PROVIDER)"
+        )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -109,6 +109,6 @@ class Display:
         self._notes.line(text, "yellow")
 
     def _note(self, text: str) -> None:
-        """Say something about the answer to a person; a script does not want it."""
-        if self._notes.interactive:
+        """Say something about the answer to a person, unless in the middle of a line; a script does not want it."""
+        if self._notes.interactive and self._out.at_line_start:
             self._notes.line(text, "dim")

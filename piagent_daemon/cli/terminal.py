@@ -30,7 +30,7 @@ class Terminal:
         self._stream = stream
         self.interactive = stream.isatty()
         self.colour = self.interactive and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self._at_line_start = True
+        self.at_line_start = True
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:  # a character that the terminal's encoding lacks must not end an answer
             reconfigure(errors="replace")
@@ -44,7 +44,7 @@ class Terminal:
         if text:
             self._stream.write(neutral(text) if self.interactive else text)
             self._stream.flush()
-            self._at_line_start = text.endswith("\n")
+            self.at_line_start = text.endswith("\n")
 
     def line(self, text: str = "", style: Style | None = None) -> None:
         """Write one line, beginning a new one when an unfinished one stands there."""
@@ -55,10 +55,10 @@ class Terminal:
 
     def end_line(self) -> None:
         """Finish the line when text stands on it."""
-        if not self._at_line_start:
+        if not self.at_line_start:
             self._stream.write("\n")
             self._stream.flush()
-            self._at_line_start = True
+            self.at_line_start = True
 
 
 def stdout() -> Terminal:

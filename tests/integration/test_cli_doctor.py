@@ -129,20 +129,22 @@ async def test_a_daemon_that_does_not_answer(mosquitto: Mosquitto, base_topic: s
     assert "does not answer" in found["daemon"]["detail"]
 
 
+WRITABLE = ("piagent/+/cancel", "piagent/+/in", "piagent/+/reset", "piagent/request/health")
+
+
 @pytest.mark.parametrize("protocol", ["5", "311"])
 @pytest.mark.parametrize(
     ("rules", "mute"),
     [
-        ("topic write piagent/#", ["piagent/+/cancel", "piagent/+/in", "piagent/+/out", "piagent/request/health"]),
-        ("topic read piagent/#\ntopic write piagent/+/in\ntopic write piagent/+/cancel\ntopic write piagent/request/#",
-         ["piagent/+/out"]),
+        (["topic write piagent/#"], sorted([*WRITABLE, "piagent/+/out"])),
+        (["topic read piagent/#", *(f"topic write {name}" for name in WRITABLE)], ["piagent/+/out"]),
     ],
     ids=["deaf", "mute"],
-)  # fmt: skip
+)
 async def test_permissions_are_proven_by_an_own_echo(
-    protocol: str, rules: str, mute: list[str], new_broker: BrokerFactory
+    protocol: str, rules: list[str], mute: list[str], new_broker: BrokerFactory
 ) -> None:
-    broker = new_broker(users={"piagent": "right"}, acl=f"user piagent\n{rules}\n")
+    broker = new_broker(users={"piagent": "right"}, acl="\n".join(["user piagent", *rules, ""]))
     code, found = await _report(
         mqtt_port=broker.port, mqtt_username="piagent", mqtt_password="right", mqtt_protocol=protocol, provider="echo"
     )

@@ -96,15 +96,16 @@ class _Heard:
 def _permissions(client: MqttClient, heard: _Heard, settings: Settings, user: str) -> Finding:
     """Write where the daemon reads and writes, and hear it back: brokers refuse silently.
 
-    Nothing here makes a running daemon work: it does not read `…/out`; the cancel names a conversation that does not
-    exist; what goes to `…/in` has the shape of an event, which it drops; and what it subscribes to comes at QoS 0,
-    which no broker keeps for a stopped daemon.
+    Nothing here makes a running daemon work: it does not read `…/out`; cancel and reset name a conversation that
+    does not exist; what goes to `…/in` has the shape of an event, which it drops; and what it subscribes to comes at
+    QoS 0, which no broker keeps for a stopped daemon.
     """
     topics, nonce = heard.topics, heard.nonce
     event = {"type": "status", "conversation_id": nonce, "request_id": nonce, "seq": 0, "attempt": 1}
     probes = {
         topics.out(nonce): (nonce.encode(), 1),
         topics.cancel(nonce): (json.dumps({"id": nonce}).encode(), 0),
+        topics.reset(nonce): (b"", 0),
         topics.inbox(nonce): (json.dumps(event).encode(), 0),
         topics.request("health"): (json.dumps({"transaction": nonce}).encode(), 0),
     }
