@@ -5,7 +5,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piagent_daemon import prompt
@@ -98,6 +98,7 @@ def test_files_stand_before_the_message_and_are_remembered() -> None:
     assert prompt.build(GENERAL, (), request, now=NOW, conversation_id="k")[-1].content == text
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(min_size=1))
 def test_no_file_ends_its_own_fence(text: str, name: str) -> None:
     fenced = prompt.user_text(Request(message="M", files=[File(name=name, text=text)])).split("\n")
@@ -120,6 +121,7 @@ TEXT = st.text(min_size=1, max_size=60)
 CONTEXT = st.none() | TEXT | st.dictionaries(st.sampled_from(["room", "user"]), TEXT, max_size=2)
 
 
+@settings(deadline=None)
 @given(st.tuples(TEXT, CONTEXT), TEXT, st.tuples(TEXT, CONTEXT), st.sampled_from([GENERAL, CLOCK]))
 def test_the_prompt_of_one_turn_begins_the_next(
     first: tuple[str, Any], reply: str, second: tuple[str, Any], agent: Agent
@@ -191,6 +193,7 @@ def test_no_payload_makes_it_slow() -> None:
     assert prompt.neutral("<" + " " * 300_000) == "<" + " " * 300_000
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*HOSTILE, "<", "/", "|", "system", "user", " ", "[", "]", "INST", "s", ">"])).map("".join)
 )
@@ -200,6 +203,7 @@ def test_nothing_that_is_made_harmless_leaves_a_mark(text: str) -> None:
     assert prompt.neutral(once) == once
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_harmless_text_stays(text: str) -> None:
     if not re.search(r"[<\[]", text):

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piagent_daemon import prompt, window
@@ -19,6 +19,7 @@ SIZES = st.lists(st.integers(0, 5000), max_size=60)
 # ------------------------------------------------------------------------------------------------------------ cutting
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 40), st.integers(-100, 40_000))
 def test_what_stays_fits_and_begins_with_a_user(sizes: list[int], max_turns: int, budget: int) -> None:
     drop = cut(sizes, max_turns=max_turns, budget=budget)
@@ -29,12 +30,14 @@ def test_what_stays_fits_and_begins_with_a_user(sizes: list[int], max_turns: int
     assert drop % 2 == 0 or not kept
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 40), st.integers(0, 40_000))
 def test_nothing_goes_while_all_fit(sizes: list[int], max_turns: int, budget: int) -> None:
     fits = len(sizes) <= max_turns and sum(sizes) <= budget
     assert fits == (cut(sizes, max_turns=max_turns, budget=budget) == 0) or not sizes
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40).map(lambda pairs: pairs * 2), st.integers(1, 200))
 def test_a_cut_lasts(max_turns: int, size: int) -> None:
     sizes = [size] * (max_turns + 2)
@@ -42,6 +45,7 @@ def test_a_cut_lasts(max_turns: int, size: int) -> None:
     assert len(sizes) - drop <= max_turns / 3 + 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=2, max_size=60), st.integers(1, 5000))
 def test_a_cut_for_room_leaves_half_of_it(sizes: list[int], budget: int) -> None:
     if cut(sizes, max_turns=1000, budget=budget):
@@ -56,11 +60,13 @@ def test_a_third_stays(max_turns: int, kept: int) -> None:
 # ---------------------------------------------------------------------------------------------------------- estimates
 
 
+@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_an_estimate_is_at_most_one_token_per_byte(text: str) -> None:
     assert (0 if not text else 1) <= estimate(text) <= max(1, len(text.encode("utf-8", "replace"))) or not text
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_more_text_is_never_fewer_tokens_by_much(one: str, other: str) -> None:
     assert estimate(one + other) >= max(estimate(one), estimate(other)) - 0.45 * len(one + other) - 2
@@ -88,6 +94,7 @@ TRUE_RATIOS = st.floats(0.55, 3.0)
 TEXTS = st.text(alphabet="abcdefghij klmno,.!?äß", min_size=1, max_size=400)
 
 
+@settings(deadline=None)
 @given(TRUE_RATIOS, st.lists(TEXTS, min_size=30, max_size=30))
 def test_calibration_ends_above_the_truth_and_wastes_little(ratio: float, texts: list[str]) -> None:
     ledger = Ledger()
@@ -124,6 +131,7 @@ def test_a_refusal_makes_the_next_prompt_smaller(actual: int | None) -> None:
     assert ledger.tokens("m", messages) >= before * max(1.2, (actual or 0) / 100)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-5, 10**6), st.integers(-5, 10**6), st.booleans()), max_size=30))
 def test_no_count_of_a_server_spoils_the_ledger(counts: list[tuple[int, int, bool]]) -> None:
     ledger = Ledger()
