@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -134,11 +135,13 @@ class SqliteStore:
             try:
                 if self._failure is not None:
                     await self._connect()
-                await self._write(durable=True)
-                await self._work(self._database.close)
+                elif self._ledger.changes:
+                    await self._write(durable=True)
             except StoreError as error:
-                if self._ledger.changes:
-                    log.error("%d changes are lost: %s: %s", self._ledger.changes, self._path, error)  # noqa: TRY400 a full disk needs no trace
+                lost = self._ledger.changes
+                log.error("%d changes are lost: %s: %s", lost, self._path, error)  # noqa: TRY400 it is no defect
+            with suppress(StoreError):
+                await self._work(self._database.close)
         self._worker.shutdown(wait=self._stuck is None or self._stuck.done())
 
     async def _save(self, *, durable: bool = False) -> None:

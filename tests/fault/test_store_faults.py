@@ -281,7 +281,7 @@ async def test_a_damaged_file_in_a_read_only_folder(small_disk: Path) -> None:
 WRITER = """
     import asyncio, sys, time
     from datetime import UTC, datetime
-    from piagent_daemon.ports import Delivery, Outcome, Ticket, Turn
+    from piagent_daemon.values import Delivery, Outcome, Ticket, Turn
     from piagent_daemon.settings import Settings
     from piagent_daemon.stores.sqlite import SqliteStore
 
