@@ -165,7 +165,7 @@ class Reconnect:
         if self._short_losses > DUEL_LOSSES:
             return full_jitter(self._short_losses, 0.5, LIMIT_S, draw=self._draw)
         # at once: a broker that is gone refuses now, one where we were taken over accepts, and that tells them apart
-        return self._draw.uniform(0.0, 0.1)
+        return 0.0
 
     def _changes_protocol(self, end: End) -> bool:
         if self._pinned:

@@ -102,7 +102,8 @@ class Observer:
         if self.v5:
             props = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             props.SessionExpiryInterval = 3600
-            connect = functools.partial(connect, properties=props)
+            # mosquitto 2.0 writes no session to disk that began with a clean start
+            connect = functools.partial(connect, clean_start=False, properties=props)
         await asyncio.to_thread(connect)
         client.loop_start()
         async with asyncio.timeout(10):
