@@ -19,7 +19,7 @@ from piagent_daemon.health import Reporter, Tally
 from piagent_daemon.reporting import Reporting
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Loaded, Settings
-from piagent_daemon.systemd import Notifier
+from piagent_daemon.systemd import Notifier, memory_limit_live
 from piagent_daemon.turn import Assistant, Config
 from piagent_daemon.warmup import Warmup
 from piagent_daemon.watch import ProviderWatch
@@ -57,7 +57,7 @@ def build(loaded: Loaded) -> Daemon:
         notifier=notifier,
     )
     admin.reporting = reporting
-    watch.on_change = door.on_change = reporting.changed
+    watch.on_change = door.on_change = store.on_change = tally.on_reason = reporting.changed
     tally.on_end = watch.ended
     return Daemon(
         config=config,
@@ -87,14 +87,21 @@ async def reload(current: Config, path: Path | None) -> Config:
     if names := settings.restart_needed(current.settings, loaded.settings):
         logging.getLogger("piagent").warning("only a restart changes %s", ", ".join(names))
     fresh = await asyncio.to_thread(configure, settings.reloaded(current.settings, loaded.settings))
-    log.configure(fresh.settings.log_level, fresh.settings.log_format)
+    configure_log(fresh.settings)
     return fresh
+
+
+def configure_log(chosen: Settings) -> None:
+    """Log as the settings say, and never a secret of theirs."""
+    log.configure(chosen.log_level, chosen.log_format, log.secrets_in(chosen))
 
 
 def run(loaded: Loaded) -> int:
     """Run the daemon until it is told to stop; return its exit code."""
-    log.configure(loaded.settings.log_level, loaded.settings.log_format)
-    logging.getLogger("piagent").info("piagent %s starts", __version__)
+    configure_log(loaded.settings)
+    limit = memory_limit_live()
+    bound = f"memory limit {limit // 1_048_576} MiB" if limit else "no memory limit in force"
+    logging.getLogger("piagent").info("piagent %s starts, %s", __version__, bound)
     daemon = build(loaded)
     # What is there now stays for ever: the collector need not look at it again.
     gc.collect()

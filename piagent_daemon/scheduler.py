@@ -147,6 +147,8 @@ class Scheduler:
             self._start_errand(self._refuse(job, Busy("Too many requests wait; ask again in a moment.")))
             return
         lane.agent = job.agent.name
+        if self._config.settings.log_messages:
+            log.debug("conversation %.64r asks: %s", job.conversation_id, job.request.message)
         position = 0 if starts_now else self._waiting + 1
         self._send(job, job.stamp(Accepted, position=position, agent=job.agent.name, model=job.model))
         if (job.request.interrupt if job.request.interrupt is not None else job.agent.interrupt) and lane.running:
@@ -230,6 +232,8 @@ class Scheduler:
     def _send(self, job: Job, event: Event) -> None:
         if isinstance(event, FinalEvent):
             self._loops.replied(job.conversation_id, event.reply)
+            if self._config.settings.log_messages:
+                log.debug("conversation %.64r hears: %s", job.conversation_id, event.reply)
         if isinstance(event, FinalEvent | ErrorEvent):
             self._tally.ended(event)
         job.channel.send(event)

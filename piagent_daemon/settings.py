@@ -93,27 +93,25 @@ class Settings(BaseSettings):
     enable_memory: bool = _set(True, "remember conversations", reload=True)
     memory_max_turns: int = _set(8, "most messages of a conversation that are remembered", reload=True, ge=0, le=10_000)
     memory_ttl_min: float = _set(
-        60, "minutes after which an unused conversation is forgotten; 0 = never", reload=True, ge=0, le=5_256_000
+        60, "minutes after which an unused conversation is forgotten; 0 = never", ge=0, le=5_256_000
     )
     memory_max_conversations: int = _set(
-        500, "most conversations remembered; the least recently used goes", reload=True, ge=1, le=1_000_000
+        500, "most conversations remembered; the least recently used goes", ge=1, le=1_000_000
     )
     memory_url: kind.MemoryUrl = _set(
         "memory:", "sqlite:///var/lib/piagent/memory.db keeps conversations over restarts"
     )
     max_concurrent: int = _set(1, "conversations answered side by side", ge=1, le=1000)
     max_waiting: int = _set(100, "requests that may wait; one more is told busy", ge=0, le=MAX_INFLIGHT)
-    max_message_chars: int = _set(4000, "longest message in characters", reload=True, ge=1, le=10_000_000)
+    max_message_chars: int = _set(4000, "longest message in characters", ge=1, le=10_000_000)
     max_payload_bytes: int = _set(8_388_608, "largest MQTT payload in bytes", ge=256, le=268_435_455)
-    max_image_bytes: int = _set(5_242_880, "largest image in bytes, before base64", reload=True, ge=0, le=268_435_455)
-    connect_timeout_s: float = _set(
-        5, "seconds until the model server takes a connection", reload=True, gt=0, le=_DAY_S
-    )
+    max_image_bytes: int = _set(5_242_880, "largest image in bytes, before base64", ge=0, le=268_435_455)
+    connect_timeout_s: float = _set(5, "seconds until the model server takes a connection", gt=0, le=_DAY_S)
     first_token_timeout_s: float = _set(
-        300, "seconds until the first token; loading a model on a Pi takes minutes", reload=True, gt=0, le=_DAY_S
+        300, "seconds until the first token; loading a model on a Pi takes minutes", gt=0, le=_DAY_S
     )
-    idle_timeout_s: float = _set(60, "seconds between two tokens", reload=True, gt=0, le=_DAY_S)
-    total_timeout_s: float = _set(600, "seconds for a whole answer", reload=True, gt=0, le=_DAY_S)
+    idle_timeout_s: float = _set(60, "seconds between two tokens", gt=0, le=_DAY_S)
+    total_timeout_s: float = _set(600, "seconds for a whole answer", gt=0, le=_DAY_S)
     max_retries: int = _set(
         3, "further tries at the model server, only before the first text", reload=True, ge=0, le=100
     )
@@ -121,11 +119,9 @@ class Settings(BaseSettings):
         0.5, "longest wait in seconds before the first further try; doubles with each", reload=True, ge=0, le=60
     )
     chunk_interval_ms: int = _set(
-        25, "later chunks are joined to at most one per interval; 0 = one per token", reload=True, ge=0, le=10_000
+        25, "later chunks are joined to at most one per interval; 0 = one per token", ge=0, le=10_000
     )
-    dedupe_window_s: float = _set(
-        600, "for so many seconds the same request id is not run twice", reload=True, ge=0, le=30 * _DAY_S
-    )
+    dedupe_window_s: float = _set(600, "for so many seconds the same request id is not run twice", ge=0, le=30 * _DAY_S)
     health_interval_s: float = _set(30, "seconds between two health messages", reload=True, ge=0.05, le=_DAY_S)
     shutdown_grace_s: float = _set(
         20, "seconds that running answers get at a stop; below TimeoutStopSec of the unit", reload=True, ge=0, le=3600

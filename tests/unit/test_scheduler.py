@@ -361,3 +361,12 @@ async def test_it_is_alive_while_what_waits_is_worked_on(world: World) -> None:
     assert not world.scheduler.idle
     world.gate.set()
     await channel.terminal()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_what_people_say_is_logged_only_when_wanted(caplog: pytest.LogCaptureFixture, wanted: bool) -> None:
+    world = World(log_messages=wanted)
+    caplog.set_level("DEBUG")
+    await (await world.submit("my secret diary")).terminal()
+    assert ("my secret diary" in caplog.text) is wanted
+    assert all(record.levelname == "DEBUG" for record in caplog.records if "diary" in record.getMessage())

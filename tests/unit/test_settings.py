@@ -357,9 +357,12 @@ def test_what_hangs_on_a_connection_or_a_file_wants_a_restart() -> None:
         "memory_url",
         "provider",
         "ollama_host",
+        "first_token_timeout_s",
+        "memory_ttl_min",
+        "dedupe_window_s",
     }
     assert not fixed & reloadable
-    assert {"max_tokens", "temperature", "total_timeout_s", "log_level", "prompts_dir"} <= reloadable
+    assert {"max_tokens", "temperature", "max_retries", "log_level", "prompts_dir"} <= reloadable
 
 
 # --------------------------------------------------------------------------------------------------------------- table
