@@ -1,4 +1,8 @@
-"""The verbs of `piagent`: one module each, loaded only when it is the one that was called."""
+"""The verbs of `piagent`: one module each, loaded only when it is the one that was called.
+
+A verb's module has `configure(parser)`, which declares its arguments, and `run(args)`, which returns the exit code; its
+docstring is its help.
+"""
 
 import argparse
 import importlib
@@ -51,6 +55,8 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> int:
         args = _verb_parser(verb, module).parse_args(words[before + 1 :], argparse.Namespace(**vars(common)))
     except SystemExit as leaving:  # argparse leaves by itself after --help, --version and wrong usage
         return leaving.code if isinstance(leaving.code, int) else USAGE
+    except KeyboardInterrupt:  # loading a verb takes a moment
+        return INTERRUPTED
     return _guarded(module, args)
 
 

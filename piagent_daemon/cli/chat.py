@@ -9,7 +9,7 @@ import uuid
 from contextlib import suppress
 from typing import Final, Self
 
-from piagent_daemon.cli import FAILED, FINE
+from piagent_daemon.cli import FAILED, FINE, INTERRUPTED
 from piagent_daemon.cli.ask import add_request_options, request_body
 from piagent_daemon.cli.asking import HEALTH_WAIT_S, Line
 from piagent_daemon.cli.showing import Display
@@ -62,7 +62,11 @@ class Chat:
         self._line: Line | None = None
 
     def __enter__(self) -> Self:
-        self._connected_line()
+        try:
+            self._connected_line()
+        except BaseException:
+            self._client.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,13 +92,16 @@ class Chat:
             if words:
                 failed |= not self._handle(words)
 
-    def ask(self, message: str) -> bool:
-        """Ask one question and show the answer; tell whether there was one."""
+    def ask(self, message: str) -> int:
+        """Ask one question and show the answer; return an exit code: 0 answered, 1 failed, 130 cancelled."""
         line = self._connected_line()
         body = request_body(message, self._agent, self._model, stream=True)
         timeout_s = self._settings.first_token_timeout_s + self._settings.total_timeout_s
-        last = Display(self._out, self._notes).show(line.ask(body, timeout_s))
-        return last is not None and last["type"] == "final"
+        answer = line.ask(body, timeout_s)
+        last = Display(self._out, self._notes).show(answer)
+        if answer.cancelled:
+            return INTERRUPTED
+        return FINE if last and last["type"] == "final" else FAILED
 
     def _handle(self, words: str) -> bool:
         try:
@@ -113,7 +120,7 @@ class Chat:
                     self._notes.line(f"There is no {command}; /help lists the commands.", "yellow")
                     return False
                 case _:
-                    return self.ask(words)
+                    return self.ask(words) != FAILED
         except KeyboardInterrupt:
             self._out.end_line()
             return False

@@ -12,7 +12,6 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
 from piagent_daemon import app, providers
-from piagent_daemon.cli import FAILED, FINE
 from piagent_daemon.cli.chat import Chat
 from piagent_daemon.cli.embedded import broker, in_background
 from piagent_daemon.cli.standin import MODEL, standin
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     notes = stderr()
     with _surroundings(loaded, notes) as settings, Chat(settings, "demo", wait_s=_DAEMON_WAIT_S) as chat:
         if args.text:
-            return FINE if chat.ask(" ".join(args.text)) else FAILED
+            return chat.ask(" ".join(args.text))
         return chat.run()
 
 

@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from piagent_daemon.errors import DoorError
@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 START_S: Final = 10.0
 STOP_S: Final = 30.0
+BROKER_STOP_S: Final = 5.0
 
 
 @asynccontextmanager
@@ -40,7 +41,9 @@ async def broker() -> AsyncGenerator[int, None]:
     try:
         yield port
     finally:
-        await server.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BROKER_STOP_S):
+                await server.shutdown()
 
 
 @contextmanager
@@ -50,12 +53,21 @@ def in_background(make: Callable[[], AbstractAsyncContextManager[T]]) -> Iterato
     Whatever entering raises is raised here.
     """
     loop = asyncio.new_event_loop()
+    loop.set_exception_handler(_quiet)
     thread = threading.Thread(target=loop.run_forever, name="background event loop")
     thread.start()
     context = make()
     try:
-        value = asyncio.run_coroutine_threadsafe(_enter(context), loop).result(START_S)
+        entering = asyncio.run_coroutine_threadsafe(_enter(context), loop)
+        interrupted = None
         try:
+            value = entering.result(START_S)
+        except KeyboardInterrupt as error:  # what is half there cannot be left in good order
+            value = entering.result(START_S)
+            interrupted = error
+        try:
+            if interrupted:
+                raise interrupted
             yield value
         finally:
             asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result(STOP_S)
@@ -66,16 +78,22 @@ def in_background(make: Callable[[], AbstractAsyncContextManager[T]]) -> Iterato
         loop.close()
 
 
+def _quiet(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Keep off the terminal what the embedded broker leaves undone; the daemon looks after its own tasks."""
+    logging.getLogger("piagent.demo").debug("%s", context.get("message"), exc_info=context.get("exception"))
+
+
 async def _enter(context: AbstractAsyncContextManager[T]) -> T:
     return await context.__aenter__()
 
 
 async def _cancel_rest() -> None:
     """End what a part of the set-up forgot."""
-    rest: set[asyncio.Task[Any]] = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in rest:
-        task.cancel()
-    await asyncio.gather(*rest, return_exceptions=True)
+    me: asyncio.Task[Any] | None = asyncio.current_task()
+    while rest := asyncio.all_tasks() - {me}:  # what is cancelled may start something on its way out
+        for task in rest:
+            task.cancel()
+        await asyncio.wait(rest, timeout=1.0)
     await asyncio.get_running_loop().shutdown_default_executor()
 
 

@@ -4,6 +4,7 @@ Source: the protocol as documented at https://docs.ollama.com/api, as far as the
 """
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -62,6 +63,11 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.leaving = threading.Event()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report defects; a client that leaves is none."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

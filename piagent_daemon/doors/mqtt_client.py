@@ -6,6 +6,7 @@ comes first, and 3.1.1 when the broker refuses it: paho itself would try 5 for e
 
 import queue
 import secrets
+import socket
 import ssl
 import threading
 import time
@@ -86,7 +87,11 @@ class MqttClient:
         return self._client is not None and self._lost is None
 
     def __enter__(self) -> Self:
-        self.connect()
+        try:
+            self.connect()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -204,6 +209,7 @@ class MqttClient:
         )
         client.connect_timeout = self._timeout_s
         client.suppress_exceptions = True
+        client.on_socket_open = _no_delay
         if settings.mqtt_username is not None:
             password = settings.mqtt_password
             client.username_pw_set(settings.mqtt_username, password.get_secret_value() if password else None)
@@ -263,3 +269,8 @@ class MqttClient:
         with self._changed:
             self._answers[kind, mid] = reasons
             self._changed.notify_all()
+
+
+def _no_delay(_client: paho.Client, _userdata: object, sock: Any) -> None:
+    """Send small packets at once: Nagle's algorithm would hold every second one for 40 ms."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
