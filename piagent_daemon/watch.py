@@ -1,6 +1,7 @@
 """How the model server stands: known from the answers it gives, and from a short look when there were none."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -11,10 +12,16 @@ from piagent_daemon.ports import Provider
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ProviderState
 
+log = logging.getLogger("piagent.provider")
+
 FIRST_LOOK_S: Final = 1.0
 REASONS: Final = tuple(
     kind.code for kind in (ProviderError, ProviderTimeout, ProviderUnavailable, ModelNotFound, Unauthorized)
 )
+ACT: Final = frozenset({ModelNotFound.code, Unauthorized.code})
+"""Reasons that do not pass by themselves."""
+LOADED_S: Final = 1.0
+"""A model that took longer than this many seconds to load is worth a line in the log."""
 
 
 class ProviderWatch:
@@ -47,6 +54,8 @@ class ProviderWatch:
     def ended(self, event: FinalEvent | ErrorEvent) -> None:
         """Learn from a terminal event."""
         if isinstance(event, FinalEvent):
+            if event.timing.load_s > LOADED_S:
+                log.info("the model %s took %.0f s to load", event.model, event.timing.load_s)
             if event.finish_reason != "cancelled" and self._reason:
                 self._set(ProviderState(reachable=True, model_loaded=True, model_found=True), None)
         elif event.code in REASONS:
@@ -84,9 +93,19 @@ class ProviderWatch:
     def _set(self, state: ProviderState, reason: str | None) -> None:
         changed = (reason, state.error) != (self._reason, self._state.error if self._state else None)
         first = self._state is None
+        if changed:
+            self._tell(state, reason)
         self._state, self._reason = state, reason
         if changed or first:
             self.on_change()
+
+    def _tell(self, state: ProviderState, reason: str | None) -> None:
+        """Log a change: once, however many requests meet it."""
+        if reason:
+            level = logging.ERROR if reason in ACT else logging.WARNING
+            log.log(level, "%s: %s", reason, state.error)
+        else:
+            log.info("the model server is well again")
 
 
 def _nothing() -> None:
