@@ -4,14 +4,18 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from tests.fakes.processes import Child
+
+SO_TIMESTAMP: Final = 29
+"""Linux, <asm-generic/socket.h>: the kernel notes when a datagram was sent; Python has no name for it."""
 
 
 class DaemonProcess(Child):
@@ -38,7 +42,7 @@ class DaemonProcess(Child):
         super().__init__(command, folder / "daemon.log", None, folder)
         self.settings = settings
         self.notifications: list[tuple[float, str]] = []
-        """What it told systemd, with monotonic times in seconds."""
+        """What it told systemd, with monotonic times in seconds: when it was sent, however late it is read."""
         self.started_at = 0.0
         self._more = dict(env or {})
         if watchdog_s is not None:
@@ -73,6 +77,7 @@ class DaemonProcess(Child):
         if self._socket is not None or not self._notify:
             return
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
         self._socket.bind(self._address)
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
@@ -80,10 +85,11 @@ class DaemonProcess(Child):
         assert self._socket is not None
         while True:
             try:
-                data = self._socket.recv(65_536)
+                data, notes, _, _ = self._socket.recvmsg(65_536, 256)
             except BlockingIOError:
                 break
-            self.notifications.append((time.monotonic(), data.decode("utf-8", "replace")))
+            age_s = max((time.time() - _sent(note) for _, kind, note in notes if kind == SO_TIMESTAMP), default=0.0)
+            self.notifications.append((time.monotonic() - age_s, data.decode("utf-8", "replace")))
         self._heard.set()
 
     async def notified(self, line: str, timeout_s: float = 15.0, *, start: int = 0) -> float:
@@ -157,6 +163,11 @@ class DaemonProcess(Child):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+
+def _sent(note: bytes) -> float:
+    seconds, microseconds = struct.unpack("@ll", note)
+    return float(seconds + microseconds / 1e6)
 
 
 def _text(value: Any) -> str:
