@@ -56,7 +56,8 @@ class Pace:
             self._ring.cancel()
         if not self.finish or error:
             self._task.cancel()
-        await asyncio.wait([self._task])
+        if not self._task.done():
+            await asyncio.wait([self._task])
 
     def close(self) -> None:
         """Stop reading at once: the connection to the model server closes and the listener sees the end."""

@@ -14,27 +14,29 @@ import httpx
 from piagent_daemon.errors import ProviderError, ProviderTimeout
 from piagent_daemon.providers import faults
 from piagent_daemon.providers.address import Address
+from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
+from piagent_daemon.providers.fault_rules import OLLAMA, Site
 from piagent_daemon.providers.ndjson import NdjsonReader
+from piagent_daemon.providers.sockets import PlainTransport
 
 log = logging.getLogger("piagent.providers")
 
 CALL_TIMEOUT_S = 10.0
+HEADERS = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "piagent"}
 ERROR_BODY_BYTES = 8192
 BODY_BYTES = 8 * 1_048_576
 ERROR_BODY_TIMEOUT_S = 5.0
 KEEP_S = 60.0
 DRAIN_S = 1.0
 DRAIN_BYTES = 65_536
-_NO_TLS: Any = None
-"""httpx hands a given context on untouched; even an empty one would cost a megabyte that plain HTTP never uses."""
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-_ALIVE: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+_KEEP_ALIVE: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 if hasattr(socket, "TCP_USER_TIMEOUT"):
     # A server whose power fails in a long model load says nothing any more: without these it would cost the whole
     # first-token timeout to notice.
-    _ALIVE += [
+    _KEEP_ALIVE += [
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
         (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
@@ -43,16 +45,18 @@ if hasattr(socket, "TCP_USER_TIMEOUT"):
 
 
 class LineStream:
-    """An NDJSON answer being read. `started` tells that text was given on, `complete` that the server said its end."""
+    """A streamed answer being read. `started` tells that text was given on, `complete` that the server said its end."""
 
-    def __init__(self, http: "Http", response: httpx.Response, deadlines: Deadlines, model: str) -> None:
+    def __init__(
+        self, http: "Http", response: httpx.Response, deadlines: Deadlines, model: str, reader: NdjsonReader
+    ) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an AsyncClient gives no other
         # The stream itself, not aiter_raw: that only counts bytes, at a tenth of the cost of a token.
         self._parts = response.stream.__aiter__()
         self._http = http
         self._deadlines = deadlines
         self._model = model
-        self._reader = NdjsonReader()
+        self._reader = reader
         self.ended = False
         self.started = False
         self.complete = False
@@ -70,7 +74,10 @@ class LineStream:
 
     def failed(self, error: Any) -> Exception:
         """Return what the error line of this stream means."""
-        return faults.from_line(error, model=self._model, started=self.started, secrets=self._http.secrets)
+        http = self._http
+        return faults.from_line(
+            error, model=self._model, started=self.started, secrets=http.secrets, site=http.site
+        )
 
     async def drain(self, response: httpx.Response) -> None:
         """Read what follows the end, within bounds: a connection that was read to its end can be used again."""
@@ -90,40 +97,45 @@ class LineStream:
 class Http:
     """One server and the connections to it. Every method raises only ProviderError and its kin, or ContextOverflow."""
 
-    def __init__(self, address: Address, *, key: str | None, connections: int, connect_timeout_s: float) -> None:
+    def __init__(
+        self, address: Address, config: ProviderConfig, *, site: Site = OLLAMA, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """`headers` say who we are; without them that is the bearer key, or else the user and password of the address."""
         self.server = address.url
-        self.secrets: Sequence[str] = [secret for secret in (key, *address.userinfo.split(":", 1)) if secret]
+        self.site = site
+        self.secrets: Sequence[str] = [secret for secret in (config.key, *address.userinfo.split(":", 1)) if secret]
         self._drains: set[asyncio.Task[None]] = set()
-        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "piagent"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        elif address.userinfo:
-            headers["Authorization"] = f"Basic {base64.b64encode(address.userinfo.encode()).decode()}"
         self._client = httpx.AsyncClient(
             base_url=address.url,
-            headers=headers,
+            headers={**HEADERS, **(_authorization(address, config.key) if headers is None else headers)},
             # Reads, writes and the wait for a connection are bounded by Deadlines, or by a timeout around a call.
-            timeout=httpx.Timeout(None, connect=connect_timeout_s),
+            timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
             follow_redirects=False,
             trust_env=False,
-            transport=httpx.AsyncHTTPTransport(
-                verify=_certificates() if address.scheme == "https" else _NO_TLS,
-                trust_env=False,
-                limits=httpx.Limits(
-                    max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_S
+            transport=_transport(
+                address,
+                httpx.Limits(
+                    max_connections=config.connections,
+                    max_keepalive_connections=config.connections,
+                    keepalive_expiry=KEEP_S,
                 ),
-                socket_options=_ALIVE,
             ),
         )
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: Mapping[str, Any], deadlines: Deadlines, *, model: str
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        deadlines: Deadlines,
+        *,
+        model: str,
+        reader: NdjsonReader | None = None,
     ) -> AsyncGenerator[LineStream, None]:
         """Post `body` and hand out the lines of the answer; leaving closes the connection unless they were complete."""
         try:
             response = await deadlines.read(self._client.send(self._request("POST", path, body), stream=True))
-            lines = LineStream(self, response, deadlines, model)
+            lines = LineStream(self, response, deadlines, model, reader or NdjsonReader())
             try:
                 await self._check(response, model)
                 yield lines
@@ -172,7 +184,7 @@ class Http:
 
     def broken(self, error: Exception, *, started: bool = False) -> ProviderError:
         """Return what an exception of httpx means."""
-        return faults.from_exception(error, server=self.server, started=started, secrets=self.secrets)
+        return faults.from_exception(error, server=self.server, started=started, secrets=self.secrets, site=self.site)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -195,13 +207,23 @@ class Http:
                     body = await _read(response, ERROR_BODY_BYTES, strict=False)
             except (TimeoutError, *faults.FOREIGN) as error:
                 log.debug("the body of an error could not be read: %r", error)
-            raise faults.from_status(response.status_code, response.headers, body, model=model, secrets=self.secrets)
+            raise faults.from_status(
+                response.status_code, response.headers, body, model=model, secrets=self.secrets, site=self.site
+            )
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             # A megabyte on the wire can be a gigabyte unpacked.
             raise ProviderError(
                 f"the model server compressed its answer ({faults.excerpt(encoding)}) though not asked to"
             )
+
+
+def _authorization(address: Address, key: str | None) -> dict[str, str]:
+    if key:
+        return {"Authorization": f"Bearer {key}"}
+    if address.userinfo:
+        return {"Authorization": f"Basic {base64.b64encode(address.userinfo.encode()).decode()}"}
+    return {}
 
 
 async def _read(response: httpx.Response, limit: int, *, strict: bool = True) -> bytes:
@@ -214,6 +236,14 @@ async def _read(response: httpx.Response, limit: int, *, strict: bool = True) ->
                 raise ProviderError(f"the model server's answer is longer than {limit} bytes")
             break
     return bytes(body[:limit])
+
+
+def _transport(address: Address, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    if address.scheme == "https":
+        return httpx.AsyncHTTPTransport(
+            verify=_certificates(), trust_env=False, limits=limits, socket_options=_KEEP_ALIVE
+        )
+    return PlainTransport(limits, _KEEP_ALIVE)
 
 
 def _certificates() -> Any:
