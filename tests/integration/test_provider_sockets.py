@@ -93,7 +93,7 @@ async def test_what_goes_wrong_is_told_in_httpx_words() -> None:
 
 
 async def test_waiting_is_bounded() -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
     async with server(silent) as port:
