@@ -1,6 +1,7 @@
 """The command line as a process of its own, in a pipe or on a terminal."""
 
 import asyncio
+import contextlib
 import os
 import pty
 import signal
@@ -91,6 +92,13 @@ class Cli:
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
+
+    async def interrupt_prompt(self) -> None:
+        """Press Ctrl-C at the prompt, again when it came just before Python began to wait for input."""
+        while self.out.endswith("> "):
+            self.interrupt()
+            with contextlib.suppress(TimeoutError):
+                await self.until(lambda: not self.out.endswith("> "), 1.0)
 
     async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
         """Wait until `condition()` holds; it is looked at after each output."""

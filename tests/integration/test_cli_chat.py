@@ -1,5 +1,6 @@
 """`piagent chat` on a terminal and in a pipe, with a daemon that is played."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto
 from tests.fakes.cli import Cli
 from tests.fakes.observer import Observer
+from tests.fakes.processes import wait_for
 from tests.fakes.responder import Responder
 
 
@@ -42,7 +44,7 @@ async def test_a_conversation_on_a_terminal(responder: Responder, place: dict[st
         reset = await observer.wait(lambda message: message.topic.endswith("/reset"))
         assert reset.topic == first.topic.removesuffix("in") + "reset"
         await cli.shows("Forgotten.")
-        cli.type("\x04")
+        cli.type("/quit\n")
         assert await cli.end() == 0
 
 
@@ -77,7 +79,7 @@ async def test_ctrl_c_cancels_an_answer_and_leaves_at_the_prompt(
         assert cancel.json == {"id": request.json["id"]}
         await responder.send(request, "final", reply="Hel", finish_reason="cancelled")
         await cli.until(lambda: "> " in cli.out.partition("Cancelled.")[2])
-        cli.interrupt()
+        await cli.interrupt_prompt()
         assert await cli.end() == 0
     assert "Traceback" not in cli.out
 
@@ -99,11 +101,11 @@ async def test_it_outlives_a_restart_of_the_broker(new_broker: BrokerFactory) ->
         await responder.show()
         async with Cli("chat", tty=True, mqtt_port=broker.port) as cli:
             await cli.shows("> ")
-            broker.kill()
+            broker.stop()
             cli.type("Hi\n")
             await cli.shows("MQTT broker")
             broker.start()
-            await observer.until(lambda: observer.connects == 2)
+            await asyncio.to_thread(wait_for, lambda: observer.connects == 2, 10, "the observer is not back")
             await responder.show()
             cli.type("Hi again\n")
             await responder.answer(await responder.asked(), "Hello.")

@@ -16,6 +16,7 @@ from piagent_daemon.cli.embedded import broker, in_background
 from piagent_daemon.cli.standin import MODEL, answer, standin
 from piagent_daemon.doors.mqtt_client import MqttClient
 from piagent_daemon.errors import DoorError
+from piagent_daemon.providers.config import from_settings
 from piagent_daemon.providers.ollama import OllamaProvider
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
@@ -71,8 +72,8 @@ async def test_the_chat_remembers_and_ctrl_c_cancels() -> None:
 async def test_ctrl_c_at_the_prompt_takes_everything_down() -> None:
     async with Cli("demo", tty=True, ollama_host=f"127.0.0.1:{free_port()}") as cli:
         await cli.shows("> ")
-        cli.interrupt()
-        assert await cli.end(5) == 0
+        await cli.interrupt_prompt()
+        assert await cli.end() == 0
     assert "Traceback" not in cli.out
 
 
@@ -97,7 +98,7 @@ def url() -> Iterator[str]:
 
 
 async def test_the_stand_in_speaks_ollama_s_protocol(url: str) -> None:
-    provider = OllamaProvider(Settings(ollama_host=url))
+    provider = OllamaProvider(from_settings("ollama", Settings(ollama_host=url)))
     try:
         state = await provider.probe(MODEL)
         assert (state.reachable, state.model_found, state.model_loaded) == (True, True, True)
