@@ -178,6 +178,17 @@ class MqttDoor:
             self._on_verdict(self._denied - {ACL_PUBLISH})
 
 
+class _TlsSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails; paho would leave that to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 def _tls_context(settings: Settings) -> ssl.SSLContext | None:
     if not settings.mqtt_tls:
         return None
@@ -185,6 +196,7 @@ def _tls_context(settings: Settings) -> ssl.SSLContext | None:
         context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"MQTT_CA_FILE: {error}.") from error
+    context.sslsocket_class = _TlsSocket
     if settings.mqtt_cert_file:
         try:
             context.load_cert_chain(settings.mqtt_cert_file, settings.mqtt_key_file)

@@ -100,9 +100,10 @@ def _explain_error(error: Exception | None, *, tls: bool) -> str:
         case TimeoutError():
             return "no answer within the time limit (CONNECT_TIMEOUT_S)"
         case ssl.SSLCertVerificationError():
-            return f"the broker's certificate is not trusted: {error.verify_message} (MQTT_CA_FILE, MQTT_HOST)"
+            why = getattr(error, "verify_message", None) or error
+            return f"the broker's certificate is not trusted: {why} (MQTT_CA_FILE, MQTT_HOST)"
         case ssl.SSLError():
-            return f"no TLS: {error.reason or error}; is it a TLS port (8883)?"
+            return f"no TLS: {getattr(error, 'reason', None) or error}; is it a TLS port (8883)?"
         case ConnectionResetError() if tls:
             return "connection reset during the TLS handshake; is it a TLS port (8883)?"
         case OSError():

@@ -103,8 +103,9 @@ class EchoEngine:
     def cancel(self, conversation_id: str, request_id: str | None = None) -> None:
         self.cancelled.append((conversation_id, request_id))
 
-    async def reset(self, conversation_id: str) -> None:
+    async def reset(self, conversation_id: str) -> int:
         self.resets.append(conversation_id)
+        return 1
 
     def refused(self, reason: str) -> None:
         self.refusals[reason] += 1

@@ -116,7 +116,8 @@ async def test_retained_and_empty_messages_are_ignored(
         for kind in ("in", "cancel", "reset"):
             await observer.publish(f"{base_topic}/kitchen/{kind}", b"", retain=True)
     assert engine.messages == ["new"] * 3
-    assert engine.cancelled == engine.resets == []
+    assert not engine.cancelled
+    assert not engine.resets
     warned = [record for record in caplog.records if "retained" in record.message]
     assert len(warned) == (0 if protocol == "5" else 9)
 

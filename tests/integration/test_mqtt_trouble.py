@@ -1,0 +1,345 @@
+"""Brokers that refuse, vanish, deny or quarrel, and what the door makes of it."""
+
+import asyncio
+import functools
+import random
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from piagent_daemon.doors import mqtt_trouble
+from piagent_daemon.doors.mqtt import MqttDoor
+from piagent_daemon.errors import ConfigError
+from tests.conftest import BrokerFactory
+from tests.fakes.broker import BlackHole, free_port
+from tests.fakes.echo_engine import OFFLINE, EchoEngine, make_door, open_door, until
+from tests.fakes.observer import Observer
+from tests.fakes.scripted_broker import CONNECT, PUBLISH, ScriptedBroker, packet, publish
+
+both = pytest.mark.parametrize("protocol", ["5", "311"])
+
+
+def levels(broker: ScriptedBroker) -> list[int]:
+    """Return the protocol level of each CONNECT."""
+    return [one.version for one in broker.of(CONNECT)]
+
+
+def is_past(door: MqttDoor, generation: int) -> bool:
+    return door._link.generation > generation
+
+
+def says(door: MqttDoor, why: str) -> bool:
+    return why in door.state.detail
+
+
+# ------------------------------------------------------------------------------------------------------- the protocol
+
+
+@pytest.mark.parametrize(
+    ("answer", "tries"),
+    [(b"\x20\x02\x00\x01", 1), (b"\x20\x03\x00\x84\x00", 1), (b"\x20\x02\x00\x84", 2), (None, 2)],
+    ids=["3.1.1's refusal", "5's refusal", "malformed", "closed"],
+)
+async def test_it_falls_back_to_3_1_1(answer: bytes | None, tries: int) -> None:
+    engine = EchoEngine()
+    async with (
+        ScriptedBroker(lambda version: answer if version == 5 else packet(2, b"\0\0")) as broker,
+        open_door(broker.port, engine) as door,
+    ):
+        assert door.state.protocol == "3.1.1"
+        assert levels(broker) == [5] * tries + [4]
+        broker.drop()
+        await until(lambda: len(broker.of(CONNECT)) == tries + 2)
+        assert levels(broker)[-1] == 4, "MQTT 5 is tried again only after a restart"
+
+
+async def test_a_broker_that_is_still_starting_does_not_cost_mqtt_5() -> None:
+    answers = 5
+
+    def connack(version: int) -> bytes | None:
+        nonlocal answers
+        answers -= 1
+        return None if answers > 0 or version != 5 else packet(2, b"\0\0\0")
+
+    async with ScriptedBroker(connack) as broker, open_door(broker.port, EchoEngine()) as door:
+        assert door.state.protocol == "5"
+
+
+async def test_a_pinned_protocol_stays() -> None:
+    async with ScriptedBroker(lambda _: b"\x20\x03\x00\x84\x00") as broker:
+        door = make_door(broker.port, EchoEngine(), mqtt_protocol="5")
+        await door.start()
+        await until(lambda: len(levels(broker)) >= 3, 10)
+        assert set(levels(broker)) == {5}
+        assert "version of MQTT" in door.state.detail
+        await door.stop(OFFLINE, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ the connection
+
+
+async def test_a_broker_that_is_away_is_waited_for_and_told_once(
+    new_broker: BrokerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = new_broker()
+    broker.stop()
+    door = make_door(broker.port, EchoEngine())
+    await door.start()
+    await until(lambda: "refused" in door.state.detail)
+    await asyncio.sleep(1.5)
+    assert not door.state.connected
+    assert door.state.protocol is None
+    assert door.alive
+    await asyncio.to_thread(broker.start)
+    await asyncio.wait_for(door.ready(), 30)
+    await door.stop(OFFLINE, 2)
+    assert len([record for record in caplog.records if "refused" in record.message]) == 1
+
+
+async def test_a_black_hole_does_not_stop_the_loop() -> None:
+    with BlackHole() as hole:
+        door = make_door(hole.port, EchoEngine(), connect_timeout_s=0.5)
+        loop = asyncio.get_running_loop()
+        await door.start()
+        slowest = 0.0
+        until_ = loop.time() + 1.2
+        while loop.time() < until_:
+            before = loop.time()
+            await asyncio.sleep(0.01)
+            slowest = max(slowest, loop.time() - before)
+        assert slowest < 0.1
+        assert "no answer" in door.state.detail
+        before = loop.time()
+        await door.stop(OFFLINE, 5)
+        assert loop.time() - before < 1
+
+
+async def test_a_name_that_nobody_knows() -> None:
+    door = make_door(1883, EchoEngine(), mqtt_host="broker.invalid")
+    await door.start()
+    await until(lambda: "cannot be resolved" in door.state.detail, 15)
+    await door.stop(OFFLINE, 1)
+
+
+async def test_a_wrong_password_is_told_once_and_never_shown(
+    new_broker: BrokerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    broker = new_broker(users={"piagent": "right"})
+    door = make_door(broker.port, EchoEngine(), mqtt_username="piagent", mqtt_password="canary-secret")
+    await door.start()
+    await until(lambda: "ot authorized" in door.state.detail)
+    await asyncio.sleep(0.5)
+    await door.stop(OFFLINE, 1)
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "canary" not in caplog.text
+    assert "canary" not in repr(door.state)
+    async with open_door(broker.port, EchoEngine(), mqtt_username="piagent", mqtt_password="right") as right:
+        assert right.state.connected
+
+
+async def test_nonsense_from_the_broker_leads_to_a_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt_trouble, "SHORT_S", 0.0)  # else the pauses between the tries grow
+    draw = random.Random(7)  # noqa: S311  a test that fails shall fail again
+    good = publish("piagent/k/in", b'{"message": "hi"}', 9, 5)
+    engine = EchoEngine()
+    async with ScriptedBroker() as broker, open_door(broker.port, engine) as door:
+        for number in range(100):
+            await until(lambda: door.state.connected)
+            bad = bytearray(good)
+            for _ in range(draw.randrange(1, 4)):
+                bad[draw.randrange(len(bad))] = draw.randrange(256)
+            broker.send(bytes(bad))
+            broker.send(packet(draw.randrange(16), draw.randbytes(draw.randrange(40)), draw.randrange(16)))
+            generation = door._link.generation
+            await asyncio.sleep(0.002)
+            if door._link.generation == generation:
+                broker.drop()  # it waits for the rest of a packet that never comes
+                await until(functools.partial(is_past, door, generation))
+            assert door.alive, number
+        door.announce("info", b"{}")
+        await until(lambda: broker.of(PUBLISH, "/info"))
+
+
+# ------------------------------------------------------------------------------------------------------ access rules
+
+
+@both
+@pytest.mark.parametrize(
+    ("rule", "reason"), [("topic read piagent/#", "acl_publish"), ("topic write piagent/#", "acl_subscribe")]
+)
+async def test_access_rules_that_deny_are_found(
+    new_broker: BrokerFactory, protocol: str, rule: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("piagent_daemon.doors.mqtt_selftest.PATIENCE_S", 0.5)
+    monkeypatch.setattr("piagent_daemon.doors.mqtt_selftest.AGAIN_S", 0.5)
+    users = {"piagent": "p", "person": "p"}
+    broker = new_broker(users=users, acl=f"user person\ntopic readwrite #\nuser piagent\n{rule}\n")
+    settings = {"mqtt_protocol": protocol, "mqtt_username": "piagent", "mqtt_password": "p"}
+    changes = 0
+
+    def changed() -> None:
+        nonlocal changes
+        changes += 1
+
+    async with open_door(broker.port, EchoEngine(), **settings) as door:
+        door.on_change = changed
+        await until(lambda: reason in door.state.reasons)
+        assert changes >= 1
+        if protocol == "5":
+            assert door.state.reasons == (reason,)
+        broker.acl = "user piagent\ntopic readwrite piagent/#\n"
+        broker.reload()
+        await until(lambda: door.state.reasons == (), 10)
+
+
+@both
+async def test_a_request_that_comes_refutes_a_test_that_could_not_hear_itself(
+    new_broker: BrokerFactory, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("piagent_daemon.doors.mqtt_selftest.PATIENCE_S", 0.3)
+    rules = "user person\ntopic readwrite #\nuser piagent\ntopic read piagent/+/in\ntopic write piagent/+/out\n"
+    broker = new_broker(users={"piagent": "p", "person": "p"}, acl=rules)
+    settings = {"mqtt_protocol": protocol, "mqtt_username": "piagent", "mqtt_password": "p"}
+    async with (
+        open_door(broker.port, EchoEngine(), **settings) as door,
+        Observer(broker.port, username="person", password="p") as observer,
+    ):
+        await observer.subscribe("piagent/k/out")
+        if protocol == "311":
+            await until(lambda: "acl_subscribe" in door.state.reasons)
+        else:
+            await asyncio.sleep(0.6)
+        await observer.ask("k", "hello")
+        assert "acl_subscribe" not in door.state.reasons
+        if protocol == "5":
+            assert door.state.reasons == ()
+
+
+# ------------------------------------------------------------------------------------------------------ two of a kind
+
+
+@both
+async def test_two_daemons_with_one_client_id_stop_quarrelling(new_broker: BrokerFactory, protocol: str) -> None:
+    broker = new_broker()
+    engines = EchoEngine(), EchoEngine()
+    doors = [make_door(broker.port, engine, mqtt_client_id="same", mqtt_protocol=protocol) for engine in engines]
+    for door in doors:
+        await door.start()
+    await until(lambda: any("duplicate_client_id" in door.state.reasons for door in doors), 20)
+    await until(lambda: sum(door.state.connected for door in doors) == 1)
+    await asyncio.sleep(1)
+    assert broker.output.count("Sending CONNACK to same") < 10
+    assert sum(door.state.connected for door in doors) == 1
+    for door in doors:
+        await door.stop(OFFLINE, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ poison
+
+
+@both
+async def test_an_answer_that_the_broker_does_not_take_blocks_nobody(new_broker: BrokerFactory, protocol: str) -> None:
+    broker = new_broker(extra=["max_packet_size 20000"])
+    engine = EchoEngine(hold=True)
+    async with Observer(broker.port) as observer, open_door(broker.port, engine, mqtt_protocol=protocol) as door:
+        await observer.subscribe("piagent/+/out")
+        for name in ("before", "poison", "after"):
+            await observer.publish(f"piagent/{name}/in", {"message": "hi", "id": name})
+        await until(lambda: len(engine.held) == 3)
+        for (incoming, *_), size in zip(engine.held, (2, 30_000, 2), strict=True):
+            object.__setattr__(incoming.request, "message", "x" * size)
+        engine.release()
+        error = await observer.terminal("poison", 10)
+        assert (error["type"], error["code"]) == ("error", "internal")
+        assert (await observer.terminal("before"))["type"] == "final"
+        assert (await observer.terminal("after"))["type"] == "final"
+        assert broker.output.count("Sending CONNACK to door-") <= 4
+        assert door.state.reasons == ()
+
+
+# ---------------------------------------------------------------------------------------------------------- TLS
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A CA of our own and a certificate for 127.0.0.1: (CA file, certificate, key)."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    ca, ca_key, key, request, certificate = (tmp_path / name for name in ("ca.pem", "ca.key", "key", "csr", "cert.pem"))
+    extra = tmp_path / "extra"
+    extra.write_text("subjectAltName=IP:127.0.0.1\n", "utf-8")
+    new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj"]
+    commands: list[list[str | Path]] = [
+        [*new, "/CN=test CA", "-x509", "-days", "2", "-keyout", ca_key, "-out", ca],
+        [*new, "/CN=broker", "-keyout", key, "-out", request],
+        [
+            *("openssl", "x509", "-req", "-days", "2", "-in", request, "-CA", ca, "-CAkey", ca_key),
+            *("-CAcreateserial", "-extfile", extra, "-out", certificate),
+        ],
+    ]
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+    return ca, certificate, key
+
+
+async def test_tls(
+    new_broker: BrokerFactory, certificates: tuple[Path, Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = new_broker(certificate=certificates)
+    ca = str(certificates[0])
+    engine = EchoEngine()
+    async with open_door(broker.port, engine, mqtt_tls=True, mqtt_ca_file=ca) as door:
+        assert door.state.connected
+        async with Observer(broker.port, ca_file=ca) as observer:
+            await observer.subscribe("piagent/+/out")
+            for number in range(30):
+                await observer.publish("piagent/k/in", f"q{number}", wait=False)
+            await observer.until(lambda: sum(one.field("type") == "final" for one in observer.messages) == 30)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"mqtt_tls": True}, "not trusted"),
+        ({"mqtt_tls": True, "mqtt_ca_file": ca, "mqtt_host": "localhost"}, "not trusted"),
+        ({}, "8883"),
+    ]
+    for settings, why in cases:
+        caplog.clear()
+        door = make_door(broker.port, engine, **settings)
+        await door.start()
+        await until(functools.partial(says, door, why), 10)
+        assert not door.state.connected
+        await asyncio.sleep(0.5)
+        await door.stop(OFFLINE, 1)
+        assert len([record for record in caplog.records if why in record.message]) == 1
+
+
+async def test_tls_at_a_plain_port(new_broker: BrokerFactory) -> None:
+    broker = new_broker()
+    door = make_door(broker.port, EchoEngine(), mqtt_tls=True)
+    await door.start()
+    await until(lambda: "8883" in door.state.detail, 10)
+    await door.stop(OFFLINE, 1)
+
+
+def test_tls_files_that_cannot_be_used(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pem"
+    bad.write_text("no certificate", "utf-8")
+    for settings, name in (
+        ({"mqtt_ca_file": str(bad)}, "MQTT_CA_FILE"),
+        ({"mqtt_cert_file": str(bad), "mqtt_key_file": str(bad)}, "MQTT_CERT_FILE"),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            make_door(8883, EchoEngine(), mqtt_tls=True, **settings)
+
+
+async def test_no_socket_is_left_behind() -> None:
+    port = free_port()
+    door = make_door(port, EchoEngine())
+    await door.start()
+    await door.stop(OFFLINE, 1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))

@@ -1,0 +1,169 @@
+"""Bytes from the broker, without a broker: every one is answered once, or dropped and counted, and acknowledged."""
+
+import asyncio
+import json
+from typing import Any
+from uuid import UUID
+
+import paho.mqtt.client as paho
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from piagent_daemon.doors.mqtt import MqttDoor
+from piagent_daemon.doors.mqtt_connection import Welcome
+from piagent_daemon.settings import Settings
+from piagent_daemon.topics import is_publishable
+from tests.fakes.doubles import FakeClock
+from tests.fakes.echo_engine import EchoEngine
+
+
+class DeafConnection:
+    """A broker that takes everything and acknowledges at once what it is given."""
+
+    protocol = "5"
+    stalled = False
+    kept_up = 0.0
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, bytes, int]] = []
+        self.acked: list[int] = []
+
+    def publish(self, topic: str, payload: bytes, qos: int, properties: Properties, *, retain: bool) -> int:  # noqa: ARG002
+        self.published.append((topic, payload, qos))
+        return len(self.published)
+
+    def ack(self, packet_id: int, qos: int) -> None:
+        assert qos
+        self.acked.append(packet_id)
+
+    def subscribe(self, filters: Any) -> None: ...
+
+
+class Bench:
+    """A door whose connection is a double; `take` brings a message and lets it be read."""
+
+    def __init__(self) -> None:
+        self.engine = EchoEngine()
+        configured = Settings(mqtt_client_id="bench", mqtt_port=1)
+        self.door = MqttDoor(configured, self.engine, self.engine, FakeClock(), b"{}")
+        self.connection = DeafConnection()
+        link: Any = self.door._link
+        link._connection = self.connection
+        link.connected, link.generation = True, 1
+        link.outbox.attach(self.connection, Welcome(session_present=False))
+
+    async def take(self, topic: str, payload: bytes, *, retain: bool = False, **properties: Any) -> None:
+        message = paho.MQTTMessage(7, topic.encode())
+        message.payload, message.qos, message.retain = payload, 1, retain
+        message.properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        for name, value in properties.items():
+            setattr(message.properties, name, value)
+        self.door.on_message(message)
+        inbox = self.door._inbox
+        while not inbox._queue.empty():
+            await inbox._read(inbox._queue.get_nowait())
+        for number in range(1, len(self.connection.published) + 1):
+            self.door._link.outbox.on_puback(number, 0)
+
+    @property
+    def terminals(self) -> list[dict[str, Any]]:
+        events = [
+            json.loads(payload) for topic, payload, _ in self.connection.published if topic.startswith("piagent/")
+        ]
+        return [event for event in events if event.get("type") in {"final", "error"}]
+
+
+JSONISH = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=150)
+FIELDS = ["message", "text", "id", "agent", "stream", "conversation_id", "options", "metadata", "images", "expires_s"]
+PAYLOADS = (
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(str.encode)
+    | JSONISH.map(lambda value: json.dumps(value).encode())
+    | st.dictionaries(st.sampled_from(FIELDS), JSONISH, max_size=5).map(lambda value: json.dumps(value).encode())
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(payload=PAYLOADS, named=st.booleans())
+def test_every_payload_is_answered_once_or_counted(payload: bytes, named: bool) -> None:
+    bench = Bench()
+    asyncio.run(bench.take("piagent/k/in" if named else "piagent/in", payload))
+    assert bench.connection.acked == [7]
+    dropped = bench.engine.refusals["conversation_id"] + bench.engine.refusals["own event"]
+    assert len(bench.terminals) == (1 if payload and not dropped else 0)
+    assert all(is_publishable(topic) for topic, *_ in bench.connection.published)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.text(st.characters(exclude_categories=["Cs"]), max_size=150),
+    kind=st.sampled_from(["in", "cancel", "reset"]),
+)
+def test_every_topic_is_taken_or_counted(name: str, kind: str) -> None:
+    bench = Bench()
+    asyncio.run(bench.take(f"piagent/{name}/{kind}", b"hello"))
+    assert bench.connection.acked in ([7], []) if kind == "cancel" else bench.connection.acked == [7]
+    assert all(is_publishable(topic) for topic, *_ in bench.connection.published)
+    taken = bool(bench.engine.incoming or bench.engine.resets or bench.engine.administered)
+    assert taken != bool(bench.engine.refusals) or kind == "cancel"
+
+
+@settings(max_examples=200, deadline=None)
+@given(reply_to=TEXTS, prefixed=st.booleans())
+def test_no_response_topic_leads_astray(reply_to: str, prefixed: bool) -> None:
+    bench = Bench()
+    wanted = f"piagent/{reply_to}" if prefixed else reply_to
+    asyncio.run(bench.take("piagent/k/in", b"hello", ResponseTopic=wanted, CorrelationData=b"x"))
+    assert bench.connection.acked == [7]
+    assert len(bench.terminals) == 1
+    for topic, *_ in bench.connection.published:
+        assert is_publishable(topic)
+        assert topic.startswith("piagent/")
+
+
+async def test_a_deep_payload_does_no_harm() -> None:
+    bench = Bench()
+    await bench.take("piagent/k/in", b'{"metadata":' + b"[" * 50_000)
+    await bench.take("piagent/k/in", b"[" * 3000)
+    assert [event["type"] for event in bench.terminals] == ["error", "final"]
+
+
+async def test_without_a_conversation_a_refusal_gets_a_new_one() -> None:
+    bench = Bench()
+    await bench.take("piagent/in", b'{"message": 1}')
+    (event,) = bench.terminals
+    assert UUID(event["conversation_id"])
+    assert bench.connection.published[0][0] == f"piagent/{event['conversation_id']}/out"
+
+
+async def test_a_refusal_names_the_request() -> None:
+    bench = Bench()
+    await bench.take("piagent/k/in", b'{"message": "hi", "id": "q7", "colour": 1, "metadata": {"room": "attic"}}')
+    (event,) = bench.terminals
+    assert (event["request_id"], event["metadata"]) == ("q7", {"room": "attic"})
+
+
+@pytest.mark.parametrize("topic", ["piagent/k/in", "piagent/k/cancel", "piagent/k/reset", "piagent/request/health"])
+async def test_retained_messages_are_acknowledged_and_ignored(topic: str) -> None:
+    bench = Bench()
+    await bench.take(topic, b"hello", retain=True)
+    assert bench.connection.acked == [7]
+    assert not bench.connection.published
+    assert not bench.engine.cancelled
+
+
+async def test_a_topic_that_is_no_utf_8_is_dropped() -> None:
+    bench = Bench()
+    message = paho.MQTTMessage(7, b"piagent/\xff/in")
+    message.payload, message.qos = b"hello", 1
+    bench.door.on_message(message)
+    assert bench.engine.refusals == {"topic": 1}
+    assert bench.connection.acked == [7]
