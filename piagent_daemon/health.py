@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ class Tally:
 
     def __init__(self, clock: Clock) -> None:
         self.on_end: Callable[[FinalEvent | ErrorEvent], None] | None = None
+        self.on_reason: Callable[[], None] | None = None
         self._clock = clock
         self._totals = dict.fromkeys(Totals.model_fields, 0)
         self._first_token_s: deque[float] = deque(maxlen=RECENT)
@@ -47,10 +49,16 @@ class Tally:
     def refused(self, reason: str) -> None:
         self._totals["refused"] += 1
         if reason.startswith("loop:"):
-            self._passing[reason] = self._clock.monotonic() + LOOP_S
+            self._note(reason, LOOP_S)
 
     def overload(self) -> None:
-        self._passing["overload"] = self._clock.monotonic() + OVERLOAD_S
+        self._note("overload", OVERLOAD_S)
+
+    def _note(self, reason: str, seconds: float) -> None:
+        known = reason in self.reasons
+        self._passing[reason] = self._clock.monotonic() + seconds
+        if not known and self.on_reason:
+            self.on_reason()
 
     def ended(self, event: FinalEvent | ErrorEvent) -> None:
         """Count a terminal event."""
@@ -81,6 +89,11 @@ class Tally:
         now = self._clock.monotonic()
         self._passing = {reason: until for reason, until in self._passing.items() if until > now}
         return sorted(self._passing)
+
+    @property
+    def passes_in_s(self) -> float:
+        """Return after how many seconds the next of these reasons passes."""
+        return min(self._passing.values(), default=inf) - self._clock.monotonic()
 
 
 class Reporter:

@@ -1,5 +1,7 @@
 """Conversations in RAM: quick, and gone with the process."""
 
+from collections.abc import Callable
+
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
@@ -12,6 +14,7 @@ class MemoryStore:
 
     name = "memory"
     problem: str | None = None
+    on_change: Callable[[], None] | None = None
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         if settings.memory_url.partition(":")[2] not in {"", "//"}:

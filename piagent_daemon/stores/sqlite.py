@@ -74,6 +74,7 @@ class SqliteStore:
         self._damage = ""
         self._damage_told_until = float("-inf")
         self._health_interval_s = settings.health_interval_s
+        self.on_change: Callable[[], None] | None = None
 
     @property
     def problem(self) -> str | None:
@@ -193,7 +194,7 @@ class SqliteStore:
         await self._write(durable=True, wipe=wipe)
         self._complete = True
         self._identity = identity
-        self._failure = None
+        self._tell(None)
 
     async def _open_sound(self) -> Contents:
         try:
@@ -218,7 +219,12 @@ class SqliteStore:
         if self._retry is None or self._retry.done():
             log.error("conversations are kept in memory only: %s: %s", self._path, error)
             self._retry = asyncio.create_task(self._try_again(), name="store retry")
-        self._failure = str(error)
+        self._tell(str(error))
+
+    def _tell(self, failure: str | None) -> None:
+        self._failure = failure
+        if self.on_change:
+            self.on_change()
 
     async def _try_again(self) -> None:
         wait_s = self._retry_s

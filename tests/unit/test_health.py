@@ -1,6 +1,7 @@
 """What health says (contract section 4)."""
 
 import asyncio
+from math import inf
 from typing import Any
 
 import pytest
@@ -63,6 +64,28 @@ def test_overload_passes() -> None:
     assert tally.reasons == []
 
 
+def test_a_reason_that_passes_is_told_when_it_begins_and_when_to_look_again() -> None:
+    clock, told = FakeClock(), 0
+
+    def hear() -> None:
+        nonlocal told
+        told += 1
+
+    tally = Tally(clock)
+    tally.on_reason = hear
+    assert tally.passes_in_s == inf
+    for _ in range(3):
+        tally.overload()
+    tally.refused("invalid_request")
+    assert told == 1
+    tally.refused("loop:k")
+    assert (told, tally.passes_in_s) == (2, 30.0)
+    clock.advance(31)
+    assert tally.reasons == ["loop:k"]
+    tally.overload()
+    assert told == 3
+
+
 def test_any_reason_degrades() -> None:
     clock = FakeClock()
     reporter = Reporter(Tally(clock), MemoryStore(Settings(), clock), clock)
@@ -114,6 +137,25 @@ async def test_a_failed_answer_degrades_and_a_good_one_heals() -> None:
     assert watch.reason == "unauthorized"
     watch.ended(final())
     assert watch.reason is None
+
+
+async def test_a_change_of_the_model_server_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    provider = ScriptedProvider()
+    watch = ProviderWatch(provider, Config(Settings(), {}))
+    await watch.look()
+    assert not caplog.records
+    for state in (ProviderState(reachable=False, error="refused"), ProviderState(True, None, False, "ollama pull m")):
+        provider.state = state
+        await watch.look()
+        await watch.look()
+    watch.ended(final())
+    watch.ended(final())
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "provider_unavailable: refused"),
+        ("ERROR", "model_not_found: ollama pull m"),
+        ("INFO", "the model server is well again"),
+    ]
 
 
 async def test_trouble_brings_the_next_look_forward(monkeypatch: pytest.MonkeyPatch) -> None:
