@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from contextlib import suppress
 
 from piagent_daemon import prompt
 from piagent_daemon.agents import Agent
@@ -31,13 +30,13 @@ class Warmup:
         if self._task:
             self._task.cancel()
         self._task = asyncio.get_running_loop().create_task(self._prime(agents), name="prime the model")
+        self._task.add_done_callback(_look_at)
 
     async def stop(self) -> None:
         """Give up what is not primed yet."""
         if self._task:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
 
     async def _prime(self, agents: list[Agent]) -> None:
         for agent in agents:
@@ -60,3 +59,9 @@ class Warmup:
             context_tokens=settings.ctx_tokens,
             prompt=prompt.xml(messages) if settings.prompt_style == "xml" else None,
         )
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    """Log a defect: priming is a favour, and answers do not depend on it."""
+    if not task.cancelled() and (error := task.exception()):
+        log.error("priming the model failed by a defect", exc_info=error)

@@ -1,0 +1,83 @@
+"""Priming the model before somebody asks."""
+
+import asyncio
+
+import pytest
+
+from piagent_daemon.agents import Agent
+from piagent_daemon.errors import ModelNotFound
+from piagent_daemon.settings import Settings
+from piagent_daemon.turn import Config
+from piagent_daemon.values import ChatRequest
+from piagent_daemon.warmup import Warmup
+from tests.fakes.doubles import ScriptedProvider
+
+AGENTS = {
+    "general": Agent(name="general", system="Be brief."),
+    "voice": Agent(name="voice", system="Speak.", model="small"),
+}
+
+
+class Primed(ScriptedProvider):
+    """Notes what is primed, and may fail at it."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__()
+        self.failure = failure
+        self.tried = asyncio.Event()
+
+    async def prime(self, request: ChatRequest) -> None:
+        self.tried.set()
+        if self.failure:
+            raise self.failure
+        await super().prime(request)
+
+
+async def settled(warmup: Warmup, provider: Primed) -> None:
+    await asyncio.wait_for(provider.tried.wait(), 5)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await warmup.stop()
+
+
+def systems(provider: Primed) -> list[str]:
+    return [request.messages[0].content for request in provider.primed]
+
+
+async def test_the_default_agent_is_primed_last_with_the_options_of_real_calls() -> None:
+    provider = Primed()
+    warmup = Warmup(provider, Config(Settings(ctx_tokens=2048), AGENTS), lambda: True)
+    warmup.begin()
+    await settled(warmup, provider)
+    assert systems(provider) == ["Speak.", "Be brief."]
+    assert {request.context_tokens for request in provider.primed} == {2048}
+    assert [request.model for request in provider.primed] == ["small", Settings().ollama_model_general]
+
+
+async def test_only_changed_agents_are_primed_again() -> None:
+    provider = Primed()
+    warmup = Warmup(provider, Config(Settings(), AGENTS), lambda: True)
+    warmup.begin({"voice"})
+    await settled(warmup, provider)
+    assert systems(provider) == ["Speak."]
+
+
+async def test_real_requests_go_first() -> None:
+    provider = Primed()
+    warmup = Warmup(provider, Config(Settings(), AGENTS), lambda: False)
+    warmup.begin()
+    await asyncio.sleep(0)
+    await warmup.stop()
+    assert provider.primed == []
+
+
+@pytest.mark.parametrize(("failure", "level"), [(ModelNotFound("pull it"), "INFO"), (ZeroDivisionError(), "ERROR")])
+async def test_a_failure_is_logged_and_stops_nothing(
+    failure: Exception, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    provider = Primed(failure)
+    warmup = Warmup(provider, Config(Settings(), AGENTS), lambda: True)
+    warmup.begin()
+    await settled(warmup, provider)
+    assert [record.levelname for record in caplog.records] == [level]
