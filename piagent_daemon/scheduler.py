@@ -316,6 +316,9 @@ class Scheduler:
                 job.channel.abandon()
         self._look_idle()
         await _first_of(self._idle.wait(), hurry.wait(), timeout_s=grace_s)
+        for lane in list(self._lanes.values()):
+            for job in list(lane.waiting):
+                self._drop(lane, job, ShuttingDown("The daemon stops; ask again in a moment."))
         for job, task in list(self._tasks.items()):
             if job.durable:
                 task.cancel()
@@ -323,9 +326,6 @@ class Scheduler:
                 job.channel.abandon()
             else:
                 job.stop("shutdown")
-        for lane in list(self._lanes.values()):
-            for job in list(lane.waiting):
-                self._drop(lane, job, ShuttingDown("The daemon stops; ask again in a moment."))
         if left := [*self._tasks.values(), *self._errands]:
             await asyncio.wait(left, timeout=STOP_S)
 

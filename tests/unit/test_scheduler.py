@@ -335,6 +335,23 @@ async def test_when_the_grace_is_over_durable_requests_stay_and_others_are_told(
     assert (again.attempt, again.crashes) == (2, 0)
 
 
+async def test_nothing_begins_while_what_ran_is_given_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.hold()
+    running = await world.speaking(await world.submit("running"))
+    queued = await world.submit("queued", conversation="other", durable=False)
+    release = world.store.release
+
+    async def slowly(request_id: str, conversation_id: str) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await release(request_id, conversation_id)
+
+    monkeypatch.setattr(world.store, "release", slowly)
+    await asyncio.wait_for(world.scheduler.drain(0.01, asyncio.Event()), 5)
+    assert (running.abandoned, code(await queued.terminal())) == (1, "shutting_down")
+    assert world.scheduler.queue.active == 0
+
+
 async def test_a_second_signal_ends_the_drain(world: World) -> None:
     world.hold()
     await world.speaking(await world.submit("durable"))
