@@ -4,7 +4,7 @@ Adapters implement these Protocols; the engine and the adapters never import eac
 `values`.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -47,6 +47,9 @@ class Provider(Protocol):
 
     async def capabilities(self, model: str) -> frozenset[str]:
         """Return the model's capabilities in Ollama's words: completion, tools, vision, thinking, embedding."""
+
+    async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:
+        """Return a vector for each text, in order; a text that does not fit is ContextOverflow and never cut."""
 
     def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download a model; closing the generator stops the download, which a later call resumes."""

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     ollama_model_general: kind.Model = _set("qwen2.5:3b-instruct", "the model of agents that name none", reload=True)
     ollama_keep_alive: kind.KeepAlive = _set("-1", "how long Ollama keeps the model loaded; -1 is for ever")
     ollama_api_key: SecretStr | None = _set(None, "bearer key, for Ollama's cloud (also as OLLAMA_CLOUD_API_KEY)")
+    provider_url: kind.ServerUrl | None = _set(None, "base URL of any other provider; unset is its own address")
+    provider_key: SecretStr | None = _set(None, "its key, where none of the following is meant")
+    openai_api_key: SecretStr | None = _set(None, "key for PROVIDER=openai")
+    anthropic_api_key: SecretStr | None = _set(None, "key for PROVIDER=anthropic")
+    hf_token: SecretStr | None = _set(None, "key for PROVIDER=huggingface")
     ctx_tokens: int = _set(
         4096, "size of the model's window in tokens; a change reloads the model", reload=True, ge=256, le=4_194_304
     )

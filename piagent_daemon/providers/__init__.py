@@ -5,24 +5,37 @@ from typing import cast
 
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.ports import Provider
+from piagent_daemon.providers.config import ProviderConfig, from_settings
 from piagent_daemon.settings import Settings
 
 PROVIDERS = {
     "ollama": "piagent_daemon.providers.ollama:OllamaProvider",
+    "ollama-cloud": "piagent_daemon.providers.ollama:OllamaProvider",
+    "openai": "piagent_daemon.providers.openai:OpenAIProvider",
+    "lmstudio": "piagent_daemon.providers.openai:OpenAIProvider",
+    "llamacpp": "piagent_daemon.providers.openai:OpenAIProvider",
+    "huggingface": "piagent_daemon.providers.openai:OpenAIProvider",
+    "custom": "piagent_daemon.providers.openai:OpenAIProvider",
+    "anthropic": "piagent_daemon.providers.anthropic:AnthropicProvider",
     "echo": "piagent_daemon.providers.echo:EchoProvider",
 }
 
 
-def load(name: str) -> type[Provider]:
-    """Return the class behind a provider's name; ConfigError for an unknown one."""
+def load(kind: str) -> type[Provider]:
+    """Return the class behind a kind of provider; ConfigError for an unknown one."""
     try:
-        module, _, attribute = PROVIDERS[name].partition(":")
+        module, _, attribute = PROVIDERS[kind].partition(":")
     except KeyError:
-        raise ConfigError(f"PROVIDER: {name!r} is not one of {', '.join(sorted(PROVIDERS))}") from None
+        raise ConfigError(f"PROVIDER: {kind!r} is not one of {', '.join(sorted(PROVIDERS))}") from None
     return cast("type[Provider]", getattr(import_module(module), attribute))
 
 
-def create(name: str, settings: Settings) -> Provider:
-    """Make a provider; ConfigError for an unknown name or settings that it cannot use. Opens no connection."""
-    made: Provider = load(name)(settings)  # type: ignore[call-arg] # a Protocol cannot say how it is made
+def make(config: ProviderConfig) -> Provider:
+    """Make a provider; ConfigError for an unknown kind, or an address or key it cannot use. Opens no connection."""
+    made: Provider = load(config.kind)(config)  # type: ignore[call-arg] # a Protocol cannot say how it is made
     return made
+
+
+def create(name: str, settings: Settings) -> Provider:
+    """Make a provider of the plain case, where its name is its kind; ConfigError as in `make`."""
+    return make(from_settings(name, settings))

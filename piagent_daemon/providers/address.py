@@ -36,11 +36,11 @@ class Address:
         return f"{self.scheme}://{host}:{self.port}{self.path}"
 
 
-def parse_address(text: str, setting: str = "OLLAMA_HOST") -> Address:
+def parse_address(text: str, setting: str = "OLLAMA_HOST", default_port: int = DEFAULT_PORT) -> Address:
     """Read `host`, `host:port`, `:port`, `http(s)://…`, IPv6 with or without brackets, a path, surrounding quotes.
 
-    Without a scheme the port is 11434, with one it is the scheme's (80, 443), as in Ollama. `0.0.0.0`, `::` and an
-    empty host mean this machine. Raises ConfigError, which never repeats the userinfo.
+    Without a scheme the port is `default_port`, with one it is the scheme's (80, 443), as in Ollama. `0.0.0.0`, `::`
+    and an empty host mean this machine. Raises ConfigError, which never repeats the userinfo.
     """
     text = text.strip().strip("\"'").strip()
     scheme, mark, rest = text.partition("://")
@@ -60,7 +60,7 @@ def parse_address(text: str, setting: str = "OLLAMA_HOST") -> Address:
     address = Address(
         scheme=scheme,
         host=_host(_HERE.get(host, host), setting),
-        port=_port(port, setting) if port else (_SCHEME_PORTS[scheme] if mark or scheme == "https" else DEFAULT_PORT),
+        port=_port(port, setting) if port else (_SCHEME_PORTS[scheme] if mark or scheme == "https" else default_port),
         path=f"/{path}" if path else "",
         userinfo=unquote(userinfo),
     )

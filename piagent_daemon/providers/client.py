@@ -75,9 +75,7 @@ class LineStream:
     def failed(self, error: Any) -> Exception:
         """Return what the error line of this stream means."""
         http = self._http
-        return faults.from_line(
-            error, model=self._model, started=self.started, secrets=http.secrets, site=http.site
-        )
+        return faults.from_line(error, model=self._model, started=self.started, secrets=http.secrets, site=http.site)
 
     async def drain(self, response: httpx.Response) -> None:
         """Read what follows the end, within bounds: a connection that was read to its end can be used again."""
@@ -100,7 +98,7 @@ class Http:
     def __init__(
         self, address: Address, config: ProviderConfig, *, site: Site = OLLAMA, headers: Mapping[str, str] | None = None
     ) -> None:
-        """`headers` say who we are; without them that is the bearer key, or else the user and password of the address."""
+        """`headers` say who we are: by default the bearer key, or else the user and password of the address."""
         self.server = address.url
         self.site = site
         self.secrets: Sequence[str] = [secret for secret in (config.key, *address.userinfo.split(":", 1)) if secret]

@@ -1,12 +1,13 @@
 """A provider that needs no server: it says what it heard."""
 
 import asyncio
+import hashlib
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from piagent_daemon.contract import Usage
 from piagent_daemon.errors import ModelNotFound
-from piagent_daemon.settings import Settings
+from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.values import ChatRequest, Delta, Finish, ModelInfo, ProviderState, PullProgress
 
 _WORD = re.compile(r"\s*\S+|\s+$")
@@ -15,11 +16,10 @@ _WORD = re.compile(r"\s*\S+|\s+$")
 class EchoProvider:
     """Answers with the last thing the user said, word by word; a word counts as a token."""
 
-    name = "echo"
-
-    def __init__(self, settings: Settings) -> None:
-        """Takes nothing from the settings but the name of the model that it stands for."""
-        self._model = settings.ollama_model_general
+    def __init__(self, config: ProviderConfig) -> None:
+        """Takes nothing from `config` but its own name and that of the model that it stands for."""
+        self.name = config.name
+        self._model = config.model
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Stream `You said: …`; `num_predict` cuts it like any answer."""
@@ -47,8 +47,12 @@ class EchoProvider:
         return [ModelInfo(self._model, capabilities=("completion",))]
 
     async def capabilities(self, model: str) -> frozenset[str]:  # noqa: ARG002 - any name will do
-        """Only plain answers."""
-        return frozenset({"completion"})
+        """Plain answers and embeddings."""
+        return frozenset({"completion", "embedding"})
+
+    async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:  # noqa: ARG002 - any name will do
+        """Return eight numbers for each text, the same for the same text: no more than a stand-in for a meaning."""
+        return [[byte / 255 - 0.5 for byte in hashlib.sha256(text.encode()).digest()[:8]] for text in inputs]
 
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Nothing to download: the model is there."""

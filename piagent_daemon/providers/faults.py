@@ -1,7 +1,7 @@
 """What a model server or the way to it does wrong -> the errors of the contract. The only place that translates.
 
-Sources: Ollama's words as measured against 0.33 (llama-server's JSON comes nested as a string inside "error"), the tree
-of httpx's exceptions; RFC 9110 section 10.2.3 (Retry-After).
+What servers say is judged by the tables in `fault_rules`. Sources: the tree of httpx's exceptions; RFC 9110 section
+10.2.3 (Retry-After).
 """
 
 import json
@@ -9,179 +9,95 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 
-from piagent_daemon.errors import (
-    ContextOverflow,
-    ModelNotFound,
-    PiagentError,
-    ProviderError,
-    ProviderTimeout,
-    ProviderUnavailable,
-    Unauthorized,
-)
+from piagent_daemon.errors import PiagentError, ProviderError, ProviderTimeout, ProviderUnavailable
+from piagent_daemon.providers.fault_rules import OLLAMA, Fault, Site
 
 EXCERPT = 200
 """Characters of a foreign text that a message repeats."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What a server said. `status` is None for an error line inside a stream; `started`: text was already given on."""
-
-    status: int | None
-    words: str
-    model: str = ""
-    started: bool = False
-    prompt_tokens: int | None = None
-    retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Applies when the status is one of `statuses` (empty: any) and `words` is found in what the server said."""
-
-    statuses: tuple[int | None, ...]
-    words: re.Pattern[str] | None
-    make: Callable[[Fault], PiagentError]
-
-    def fits(self, fault: Fault) -> bool:
-        return (not self.statuses or fault.status in self.statuses) and (
-            self.words is None or self.words.search(fault.words) is not None
-        )
-
-
-def _overflow(fault: Fault) -> PiagentError:
-    return ContextOverflow(f"the prompt does not fit the model's context: {fault.words}", fault.prompt_tokens)
-
-
-def model_not_found(model: str) -> ModelNotFound:
-    """Return the error for a model that the server lacks."""
-    return ModelNotFound(f"the model server does not have the model {model!r}: run `ollama pull {model}`")
-
-
-def _not_found(fault: Fault) -> PiagentError:
-    return model_not_found(fault.model)
-
-
-def _not_published(fault: Fault) -> PiagentError:
-    return ModelNotFound(f"there is no model {fault.model!r} to pull: {fault.words}")
-
-
-def _no_key(fault: Fault) -> PiagentError:
-    said = f" ({fault.words})" if fault.words else ""
-    return Unauthorized(f"the model server refused the key{said}: check OLLAMA_API_KEY")
-
-
-def _foreign(_: Fault) -> PiagentError:
-    return Unauthorized(
-        "the model server refused this host without a word (403): let OLLAMA_HOST here name it by its IP address or by "
-        "localhost, or set OLLAMA_HOST=0.0.0.0 and OLLAMA_ORIGINS on the server"
-    )
-
-
-def _busy(fault: Fault) -> PiagentError:
-    words = fault.words or f"status {fault.status}"
-    return ProviderUnavailable(f"the model server is overloaded: {words}", retry_after_s=fault.retry_after_s)
-
-
-def _died(fault: Fault) -> PiagentError:
-    message = f"the model server's runner failed: {fault.words}"
-    return ProviderError(message) if fault.started else ProviderUnavailable(message)
-
-
-def _redirect(fault: Fault) -> PiagentError:
-    return ProviderError(f"the model server answered with a redirect ({fault.status}): let OLLAMA_HOST name its end")
-
-
-def _other(fault: Fault) -> PiagentError:
-    status = "" if fault.status is None else f" with status {fault.status}"
-    return ProviderError(f"the model server failed{status}: {fault.words or 'without a word'}")
-
-
-def _rule(make: Callable[[Fault], PiagentError], words: str = "", *statuses: int | None) -> Rule:
-    return Rule(statuses, re.compile(words, re.IGNORECASE) if words else None, make)
-
-
-RULES: tuple[Rule, ...] = (
-    _rule(
-        _overflow,
-        "exceed_context_size|exceeds the available context size|prompt is longer than the context"
-        "|input length exceeds the context",
-        *(400, 413, 500, None),
-    ),
-    _rule(_not_published, "pull model manifest.*(does not exist|not found|status: 404)", 500, None),
-    _rule(_not_found, "model.*(not found|does not exist)", 404, 400, None),
-    _rule(_foreign, r"^$", 403),
-    _rule(_no_key, "", 401, 403),
-    _rule(_no_key, "^unauthorized", None),
-    _rule(_busy, "", 429, 503),
-    _rule(_busy, "server busy|maximum pending requests|too many (concurrent )?requests", None),
-    _rule(
-        _died,
-        "error was encountered while running the model|process has terminated|runner has unexpectedly stopped"
-        "|runner process no longer running|timed out waiting for .*(runner|server)",
-        *(500, None),
-    ),
-    _rule(_redirect, "", 301, 302, 303, 307, 308),
-    _rule(_other),
-)
-"""The first that fits decides; the last fits everything."""
-
-
 def from_status(
-    status: int, headers: httpx.Headers, body: bytes, *, model: str = "", secrets: Sequence[str] = ()
+    status: int,
+    headers: httpx.Headers,
+    body: bytes,
+    *,
+    model: str = "",
+    secrets: Sequence[str] = (),
+    site: Site = OLLAMA,
 ) -> PiagentError:
     """Translate a whole answer whose status is not 200."""
-    words, tokens = _unwrap(body.decode(errors="replace"))
+    said = _unwrap(body.decode(errors="replace"))
+    wait_s = retry_after(headers.get("retry-after", ""), datetime.now(UTC))
     return _translate(
         Fault(
             status,
-            excerpt(words, secrets),
+            excerpt(said.words, secrets),
+            site,
             model,
-            prompt_tokens=tokens,
-            retry_after_s=retry_after(headers.get("retry-after", ""), datetime.now(UTC)),
+            prompt_tokens=said.prompt_tokens,
+            retry_after_s=wait_s,
+            kind=said.kind,
         )
     )
 
 
-def from_line(error: Any, *, model: str = "", started: bool = False, secrets: Sequence[str] = ()) -> PiagentError:
+def from_line(
+    error: Any, *, model: str = "", started: bool = False, secrets: Sequence[str] = (), site: Site = OLLAMA
+) -> PiagentError:
     """Translate the value of "error" in a line of a stream."""
-    words, tokens = _unwrap(error if isinstance(error, str) else json.dumps({"error": error}))
-    return _translate(Fault(None, excerpt(words, secrets), model, started, tokens))
+    said = _unwrap(error if isinstance(error, str) else json.dumps({"error": error}))
+    words = excerpt(said.words, secrets)
+    return _translate(Fault(said.status, words, site, model, started, prompt_tokens=said.prompt_tokens, kind=said.kind))
 
 
 def _translate(fault: Fault) -> PiagentError:
-    return next(rule.make(fault) for rule in RULES if rule.fits(fault))
+    return next(rule.make(fault) for rule in fault.site.rules if rule.fits(fault))
 
 
-def _unwrap(text: str) -> tuple[str, int | None]:
-    """Return the innermost words of an error, however deep the JSON inside JSON, and the prompt's tokens in it."""
-    tokens = None
+@dataclass(slots=True)
+class _Said:
+    words: str
+    prompt_tokens: int | None = None
+    kind: str = ""
+    status: int | None = None
+
+
+def _unwrap(text: str) -> _Said:
+    """Return the innermost words of an error, however deep the JSON inside JSON, and what machines read beside them."""
+    said = _Said(text)
     for _ in range(8):
         try:
-            value = json.loads(text)
+            value = json.loads(said.words)
         except (ValueError, RecursionError):
-            return text, tokens
+            break
         if not isinstance(value, dict):
-            return text, tokens
+            break
         inner = value.get("error", value)
         if isinstance(inner, dict):
-            count = inner.get("n_prompt_tokens")
-            tokens = count if type(count) is int else tokens
-            kind = inner.get("type")
-            inner = inner.get("message", inner)
-            if kind == "exceed_context_size_error" and isinstance(inner, str) and "context" not in inner:
-                inner = f"{inner} ({kind})"
+            inner = _details(inner, said)
         if not isinstance(inner, str):
-            return json.dumps(inner), tokens
-        text = inner
-    return text, tokens
+            said.words = json.dumps(inner)
+            break
+        said.words = inner
+    return said
+
+
+def _details(error: dict[str, Any], said: _Said) -> Any:
+    """Note type, code and token count of an error object; return its message."""
+    count, code = error.get("n_prompt_tokens"), error.get("code")
+    if type(count) is int:
+        said.prompt_tokens = count
+    if type(code) is int and 400 <= code < 600:
+        said.status = code
+    said.kind = " ".join(word[:64] for word in (error.get("type"), code) if isinstance(word, str)) or said.kind
+    return error.get("message", error)
 
 
 def excerpt(text: str, secrets: Sequence[str] = ()) -> str:
@@ -249,7 +165,7 @@ _GONE = re.compile("disconnected|peer closed|incomplete", re.IGNORECASE)
 
 
 def from_exception(
-    error: Exception, *, server: str = "", started: bool = False, secrets: Sequence[str] = ()
+    error: Exception, *, server: str = "", started: bool = False, secrets: Sequence[str] = (), site: Site = OLLAMA
 ) -> ProviderError:
     """Translate what httpx raised. After the first text a try again is no cure: then it is a plain ProviderError."""
     kind, words = TRANSPORT.get(type(error), TRANSPORT[httpx.HTTPError])
@@ -258,7 +174,7 @@ def from_exception(
         kind, words = ProviderUnavailable, "the model server broke the connection off"
     if started and kind is ProviderUnavailable:
         kind, words = ProviderError, "the model server broke the answer off"
-    hint = ". Is it running, and is OLLAMA_HOST right?" if isinstance(error, httpx.ConnectError) else ""
+    hint = f". {site.unreached}" if isinstance(error, httpx.ConnectError) else ""
     return kind(f"{words}{f' at {server}' if server else ''}{f': {reason}' if reason else ''}{hint}")
 
 

@@ -1,121 +1,83 @@
 """Ollama over its native API."""
 
-import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 
-from piagent_daemon.contract import Usage
-from piagent_daemon.errors import PiagentError, ProviderError, ProviderTimeout, ProviderUnavailable
-from piagent_daemon.providers import faults
+from piagent_daemon.errors import ConfigError, ProviderError
 from piagent_daemon.providers import ollama_wire as wire
 from piagent_daemon.providers.address import parse_address
-from piagent_daemon.providers.client import Http
+from piagent_daemon.providers.answer import Failure, Hear, Heard, look, read_prompt, relay, vectors
+from piagent_daemon.providers.client import Http, LineStream
+from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
-from piagent_daemon.settings import Settings
-from piagent_daemon.values import ChatRequest, Delta, Finish, Message, ModelInfo, ProviderState, PullProgress
+from piagent_daemon.providers.fault_rules import OLLAMA_RULES, Site, model_not_found
+from piagent_daemon.values import ChatRequest, Delta, ModelInfo, ProviderState, PullProgress
 
 log = logging.getLogger("piagent.ollama")
 
+HERE = "http://127.0.0.1:11434"
+CLOUD = "https://ollama.com"
 PROBE_S = 2.5
-SPARE_LINES = 16
+EMBED_S = 120.0
+"""The first text loads the model."""
 PULL_IDLE_S = 600.0
 """Checking the digest of a large model on an SD card says nothing for minutes."""
 
 
 class OllamaProvider:
-    """A local or remote Ollama, or its cloud (`OLLAMA_HOST=https://ollama.com` with a key)."""
+    """A local or remote Ollama, or its cloud (kind `ollama-cloud`, or that address with a key)."""
 
-    name = "ollama"
-
-    def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError when OLLAMA_HOST cannot be read. Opens no connection."""
-        key = settings.ollama_api_key
-        self._keep_alive = wire.keep_alive_value(settings.ollama_keep_alive)
-        self._first_token_s = settings.first_token_timeout_s
-        self._idle_s = settings.idle_timeout_s
-        self._total_s = settings.total_timeout_s
-        self._http = Http(
-            parse_address(settings.ollama_host),
-            key=key.get_secret_value() if key else None,
-            connections=settings.max_concurrent + 2,
-            connect_timeout_s=settings.connect_timeout_s,
+    def __init__(self, config: ProviderConfig) -> None:
+        """Raises ConfigError when the address cannot be read or the cloud's key is missing. Opens no connection."""
+        cloud = config.kind == "ollama-cloud"
+        if cloud and not (config.key or config.url):
+            raise ConfigError(f"{config.key_setting}: Ollama's cloud wants a key")
+        self.name = config.name
+        self._config = config
+        self._paid = cloud
+        self._keep_alive = wire.keep_alive_value(config.keep_alive)
+        self._site = Site(
+            OLLAMA_RULES,
+            config.url_setting,
+            config.key_setting,
+            "is its name right, and does the cloud still have it?" if cloud else "run `ollama pull {model}`",
+            "Is this machine online?" if cloud else f"Is it running, and is {config.url_setting} right?",
         )
+        address = parse_address(config.url or (CLOUD if cloud else HERE), config.url_setting)
+        self._http = Http(address, config, site=self._site)
         self._capabilities: dict[str, frozenset[str]] = {}
+        self._windows: dict[str, int] = {}
         self._unthinking: set[str] = set()
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Stream one answer: a delta for each read from the network (or line: `singly`), the last one with `finish`.
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """Stream one answer (`answer.relay`)."""
+        return relay(self._ask, request, self._config)
 
-        Deadlines: FIRST_TOKEN_TIMEOUT_S to the first text or thought, then IDLE_TIMEOUT_S to each next whole line,
-        TOTAL_TIMEOUT_S for all. What a try again may cure is a ProviderUnavailable before the first text only.
-        """
+    @asynccontextmanager
+    async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple[LineStream, Hear], None]:
+        self._windows[wire.canonical(request.model)] = request.context_tokens
         path, body = wire.chat_body(request, await self._think(request), self._keep_alive)
-        deadlines = Deadlines(self._total_s)
-        deadlines.allow(self._first_token_s, "first token")
         async with self._http.stream(path, body, deadlines, model=request.model) as stream:
-            chat, count, limit = request.prompt is None, 0, _line_limit(request)
-            while not stream.ended:
-                read = await stream.read()
-                parts = [[line] for line in read] if request.singly else [read] if read else []
-                for lines in parts:
-                    text, thinking, end = wire.join(lines, chat=chat)
-                    if end is None:
-                        count += len(lines)
-                        if count > limit:
-                            log.warning("the model server goes on after num_predict tokens: the answer is cut")
-                            yield Delta(
-                                text, thinking, Finish("length", Usage(completion_tokens=count, total_tokens=count))
-                            )
-                            return
-                        if text or thinking:
-                            stream.started = True
-                            yield Delta(text, thinking)
-                        if stream.started:
-                            deadlines.allow(self._idle_s, "next token")
-                    elif end.get("error"):
-                        if text or thinking:
-                            stream.started = True
-                            yield Delta(text, thinking)
-                        raise stream.failed(end["error"])
-                    else:
-                        stream.complete = True
-                        yield Delta(text, thinking, wire.finish(end))
-                        return
-        raise ProviderError("the model server ended the answer without saying that it is complete")
+            yield stream, _hear_chat if request.prompt is None else _hear_text
 
     async def prime(self, request: ChatRequest) -> None:
-        """Load the model and let it read the prompt, by an answer of one token.
-
-        A user turn is added where there is none: some templates refuse a conversation without one, and it comes after
-        the text that is to be read.
-        """
-        if request.prompt is None and not any(message.role == "user" for message in request.messages):
-            request = replace(request, messages=(*request.messages, Message("user", ".")))
-        request = replace(request, options={**request.options, "num_predict": 1}, format=None)
-        async with aclosing(self.chat(request)) as deltas:
-            async for _ in deltas:
-                pass
+        """Load the model and let it read the prompt; nothing in the cloud, which keeps no model for us."""
+        if not self._paid:
+            await read_prompt(self.chat, request)
 
     async def probe(self, model: str) -> ProviderState:
         """Look at /api/tags and /api/ps, which answer at once even while a model loads; 2.5 s at most."""
+        return await look(self._state(model), PROBE_S)
+
+    async def _state(self, model: str) -> ProviderState:
+        known = wire.rows(await self._http.call("GET", "/api/tags"))
         loaded = None
-        try:
-            async with asyncio.timeout(PROBE_S):
-                known = wire.rows(await self._http.call("GET", "/api/tags"))
-                with suppress(ProviderError):  # Ollama's cloud has no such list
-                    running = wire.rows(await self._http.call("GET", "/api/ps"))
-                    loaded = _has(running, model)
-        except TimeoutError:
-            return ProviderState(False, error=f"no answer from the model server within {PROBE_S:g} s")
-        except (ProviderUnavailable, ProviderTimeout) as error:
-            return ProviderState(False, error=str(error))
-        except PiagentError as error:
-            return ProviderState(True, error=str(error))
+        with suppress(ProviderError):  # Ollama's cloud has no such list
+            loaded = _has(wire.rows(await self._http.call("GET", "/api/ps")), model)
         if not _has(known, model):
-            return ProviderState(True, loaded, False, str(faults.model_not_found(model)))
+            return ProviderState(True, loaded, False, str(model_not_found(model, self._site)))
         return ProviderState(True, loaded, True)
 
     async def models(self) -> list[ModelInfo]:
@@ -129,6 +91,18 @@ class OllamaProvider:
             shown = await self._http.call("POST", "/api/show", {"model": model}, model=model)
             self._capabilities[name] = frozenset(wire.words(shown, "capabilities"))
         return self._capabilities[name]
+
+    async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:
+        """Return a vector for each text; ContextOverflow for one that is too long, which is never cut.
+
+        The window is the one that the model was last called with: another would load it anew.
+        """
+        if not inputs:
+            return []
+        window = self._windows.get(wire.canonical(model), self._config.context_tokens)
+        body = wire.embed_body(inputs, model, window, self._keep_alive)
+        found = await self._http.call("POST", "/api/embed", body, model=model, timeout_s=EMBED_S)
+        return vectors(found.get("embeddings"), len(inputs))
 
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download a model; the server keeps what it has when the generator is closed."""
@@ -168,10 +142,15 @@ class OllamaProvider:
         return False
 
 
-def _line_limit(request: ChatRequest) -> float:
-    """Return how many lines an answer may have: a line is a token or more, and a few say nothing."""
-    wanted = request.options.get("num_predict")
-    return wanted + SPARE_LINES if isinstance(wanted, int) and wanted > 0 else math.inf
+def _hear_chat(lines: Sequence[dict[str, object]], *, chat: bool = True) -> Heard:
+    text, thinking, end = wire.join(lines, chat=chat)
+    if end is None:
+        return text, thinking, None
+    return text, thinking, Failure(end["error"]) if end.get("error") else wire.finish(end)
+
+
+def _hear_text(lines: Sequence[dict[str, object]]) -> Heard:
+    return _hear_chat(lines, chat=False)
 
 
 def _has(rows: list[dict[str, object]], model: str) -> bool:

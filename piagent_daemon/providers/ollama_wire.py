@@ -49,6 +49,17 @@ def chat_body(request: ChatRequest, think: bool | str, keep_alive: int | str) ->
     return "/api/generate", body
 
 
+def embed_body(inputs: Sequence[str], model: str, context_tokens: int, keep_alive: int | str) -> dict[str, Any]:
+    """Return the body of /api/embed; `truncate` is off, so that a text that does not fit is refused and not cut."""
+    return {
+        "model": model,
+        "input": list(inputs),
+        "truncate": False,
+        "keep_alive": keep_alive,
+        "options": {"num_ctx": context_tokens},
+    }
+
+
 def _message(message: Message) -> dict[str, Any]:
     body: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.images:

@@ -1,7 +1,7 @@
 """Doubles of the engine's seams, for tests without sockets: each implements a Protocol of `ports`."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -83,6 +83,9 @@ class ScriptedProvider:
 
     async def capabilities(self, model: str) -> frozenset[str]:  # noqa: ARG002
         return frozenset({"completion"})
+
+    async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:  # noqa: ARG002
+        return [[float(len(text)), 1.0] for text in inputs]
 
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         yield PullProgress(f"success {model}")

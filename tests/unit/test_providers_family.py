@@ -8,27 +8,72 @@ import pytest
 from piagent_daemon.errors import ConfigError, ModelNotFound
 from piagent_daemon.ports import Provider
 from piagent_daemon.providers import PROVIDERS, create, load
+from piagent_daemon.providers.config import from_settings
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
+
+MODULES = {
+    "anthropic": {"anthropic"},
+    "custom": {"openai"},
+    "echo": {"echo"},
+    "llamacpp": {"openai"},
+    "ollama": {"ollama"},
+    "ollama-cloud": {"ollama"},
+    "openai": {"openai"},
+}
+KEYS = dict.fromkeys(("ollama_api_key", "openai_api_key", "anthropic_api_key", "hf_token"), "canary")
 
 
 @pytest.mark.parametrize("name", sorted(PROVIDERS))
 async def test_every_name_makes_a_provider_of_that_name(name: str) -> None:
-    provider: Provider = create(name, Settings(ollama_host="127.0.0.1:1"))
+    settings = Settings.model_validate({"ollama_host": "127.0.0.1:1", "provider_url": "http://127.0.0.1:1", **KEYS})
+    provider: Provider = create(name, settings)
     assert provider.name == name
-    for method in ("chat", "prime", "probe", "models", "capabilities", "pull", "delete", "aclose"):
+    for method in ("chat", "prime", "probe", "models", "capabilities", "embed", "pull", "delete", "aclose"):
         assert callable(getattr(provider, method))
     await provider.aclose()
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="PROVIDER: 'olama' is not one of echo, ollama"):
+    with pytest.raises(
+        ConfigError, match=r"PROVIDER: 'olama' is not one of anthropic, custom, .*, ollama, ollama-cloud"
+    ):
         load("olama")
 
 
-def test_an_address_that_cannot_be_one() -> None:
-    with pytest.raises(ConfigError, match="OLLAMA_HOST"):
-        create("ollama", Settings(ollama_host="box:port"))
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("ollama", {"ollama_host": "box:port"}, "OLLAMA_HOST: the port"),
+        ("lmstudio", {"provider_url": "box:port"}, "PROVIDER_URL: the port"),
+        ("custom", {}, "PROVIDER_URL: custom wants an address"),
+        ("openai", {}, "OPENAI_API_KEY: openai wants a key"),
+        ("huggingface", {}, "HF_TOKEN: huggingface wants a key"),
+        ("anthropic", {}, "ANTHROPIC_API_KEY: anthropic wants a key"),
+        ("ollama-cloud", {}, "OLLAMA_API_KEY: Ollama's cloud wants a key"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_is_tried(name: str, settings: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        create(name, Settings.model_validate(settings))
+
+
+def test_a_configuration_shows_no_secret() -> None:
+    config = from_settings("ollama", Settings.model_validate({"ollama_host": "http://ann:canary@box", **KEYS}))
+    assert config.key == "canary"
+    assert "canary" not in repr(config)
+
+
+@pytest.mark.parametrize(("kind", "modules"), sorted(MODULES.items()))
+def test_only_the_chosen_provider_is_imported(kind: str, modules: set[str]) -> None:
+    code = (
+        "import sys\nfrom piagent_daemon.providers import ProviderConfig, make\n"
+        f"make(ProviderConfig({kind!r}, {kind!r}, url='http://127.0.0.1:1'))\n"
+        "print(*(name.rpartition('.')[2] for name in sys.modules if name.startswith('piagent_daemon.providers.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {name.partition("_")[0] for name in loaded} & {"ollama", "openai", "anthropic", "echo"} == modules
 
 
 def test_the_echo_needs_no_http() -> None:
@@ -66,7 +111,7 @@ async def test_echo_answers_the_rest_of_the_port() -> None:
     await provider.prime(ask())
     assert (await provider.probe("tiny")).model_found
     assert [model.name for model in await provider.models()] == ["tiny"]
-    assert await provider.capabilities("tiny") == {"completion"}
+    assert await provider.capabilities("tiny") == {"completion", "embedding"}
     assert [step.status async for step in provider.pull("tiny")][-1] == "success"
     with pytest.raises(ModelNotFound):
         await provider.delete("tiny")

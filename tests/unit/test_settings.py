@@ -373,7 +373,8 @@ def test_the_table_has_every_setting_once_with_words() -> None:
     assert rows.keys() == {name.upper() for name in Settings.model_fields}
     assert all(row.description and row.default for row in rows.values())
     assert {name for name, row in rows.items() if row.secret} == {name.upper() for name in secrets}
-    assert secrets == {"mqtt_password", "ollama_api_key"}
+    keys = {"ollama_api_key", "provider_key", "openai_api_key", "anthropic_api_key", "hf_token"}
+    assert secrets == {"mqtt_password", *keys}
     assert rows["MQTT_PORT"].default == "1883 (8883 with TLS)"
     assert rows["MQTT_PORT"].values == "1 to 65535"
     assert rows["ENABLE_MEMORY"].default == "true"

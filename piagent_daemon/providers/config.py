@@ -1,0 +1,63 @@
+"""What one provider is told, whichever settings it came from."""
+
+from dataclasses import dataclass, field
+
+from piagent_daemon.settings import Settings
+
+OLLAMA = ("OLLAMA_HOST", "OLLAMA_API_KEY")
+ANY = ("PROVIDER_URL", "PROVIDER_KEY")
+PLAIN = {
+    "ollama": OLLAMA,
+    "ollama-cloud": ("", "OLLAMA_API_KEY"),
+    "openai": ("PROVIDER_URL", "OPENAI_API_KEY"),
+    "anthropic": ("PROVIDER_URL", "ANTHROPIC_API_KEY"),
+    "huggingface": ("PROVIDER_URL", "HF_TOKEN"),
+}
+"""Which settings hold the address and the key of a kind when it is the only provider; ANY where it is not listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderConfig:
+    """One provider: what people call it (`name`), its line in the table (`kind`), its address, key, model and patience.
+
+    `url` empty means the kind's own address. `context_tokens` is the size of a local model's window where a call does
+    not name one. At most `connections` are open at a time; times are in seconds. `url_setting` and `key_setting` are
+    what messages tell people to correct.
+    """
+
+    name: str
+    kind: str
+    url: str = field(default="", repr=False)
+    key: str | None = field(default=None, repr=False)
+    model: str = ""
+    context_tokens: int = 4096
+    keep_alive: str = "-1"
+    connections: int = 3
+    connect_timeout_s: float = 5.0
+    first_token_timeout_s: float = 300.0
+    idle_timeout_s: float = 60.0
+    total_timeout_s: float = 600.0
+    url_setting: str = ANY[0]
+    key_setting: str = ANY[1]
+
+
+def from_settings(name: str, settings: Settings) -> ProviderConfig:
+    """Return the configuration of the plain case: PROVIDER names a kind, and the settings hold the rest."""
+    url_setting, key_setting = PLAIN.get(name, ANY)
+    key = getattr(settings, key_setting.lower())
+    return ProviderConfig(
+        name=name,
+        kind=name,
+        url=(getattr(settings, url_setting.lower()) if url_setting else None) or "",
+        key=key.get_secret_value() if key else None,
+        model=settings.ollama_model_general,
+        context_tokens=settings.ctx_tokens,
+        keep_alive=settings.ollama_keep_alive,
+        connections=settings.max_concurrent + 2,
+        connect_timeout_s=settings.connect_timeout_s,
+        first_token_timeout_s=settings.first_token_timeout_s,
+        idle_timeout_s=settings.idle_timeout_s,
+        total_timeout_s=settings.total_timeout_s,
+        url_setting=url_setting or ANY[0],
+        key_setting=key_setting,
+    )
