@@ -17,6 +17,7 @@ from piagent_daemon.contract import CancelRequest, Request
 from piagent_daemon.doors.mqtt_admin import Clerk
 from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of, open_letter
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies, Reply
+from piagent_daemon.doors.mqtt_task import LastingTask
 from piagent_daemon.errors import InvalidRequest, PiagentError, ShuttingDown
 from piagent_daemon.ports import Intake
 from piagent_daemon.settings import Settings
@@ -51,7 +52,7 @@ class Inbox:
         self._clock = replies.clock
         self._queue: asyncio.Queue[Letter] = asyncio.Queue()
         self._bytes = 0
-        self._task: asyncio.Task[None] | None = None
+        self._task = LastingTask(self._work, "mqtt inbox")
         self._reading = False
         self._closed = False
         self._moved = 0.0
@@ -62,7 +63,7 @@ class Inbox:
 
     def start(self) -> None:
         """Begin to read."""
-        self._task = asyncio.get_running_loop().create_task(self._work(), name="mqtt inbox")
+        self._task.start()
 
     def close(self) -> None:
         """Hand nothing more to the engine. What came at QoS 1 stays unacknowledged, so that the broker keeps it."""
@@ -70,17 +71,15 @@ class Inbox:
 
     async def stop(self) -> None:
         """End reading."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._task.stop()
 
     @property
     def alive(self) -> bool:
         """Tell whether what waits is being read."""
-        if self._task is None or self._task.done():
-            return False
         waits = self._reading or not self._queue.empty()
-        return not waits or self._link.outbox.crowded or self._clock.monotonic() - self._moved < STUCK_S
+        return self._task.running and (
+            not waits or self._link.outbox.crowded or self._clock.monotonic() - self._moved < STUCK_S
+        )
 
     # ------------------------------------------------------------------------------------------------ from the broker
 
@@ -131,7 +130,7 @@ class Inbox:
     # -------------------------------------------------------------------------------------------------- one at a time
 
     async def _work(self) -> None:
-        count = 0
+        count, self._reading = 0, False
         while True:
             letter = await self._queue.get()
             self._reading = True

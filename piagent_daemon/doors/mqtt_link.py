@@ -11,6 +11,7 @@ import paho.mqtt.client as paho
 from piagent_daemon.doors import mqtt_trouble
 from piagent_daemon.doors.mqtt_connection import UPKEEP_S, Connection, Welcome
 from piagent_daemon.doors.mqtt_outbox import Outbox
+from piagent_daemon.doors.mqtt_task import LastingTask
 from piagent_daemon.doors.mqtt_trouble import UNSUPPORTED_PROTOCOL, End, Reconnect, explain
 from piagent_daemon.settings import Settings
 
@@ -47,7 +48,7 @@ class Link:
         self._listener = listener
         self._reconnect = Reconnect(settings.mqtt_protocol)
         self._connection = self._make_connection()
-        self._task: asyncio.Task[None] | None = None
+        self._task = LastingTask(self._run, "mqtt link")
         self._ended: asyncio.Future[End] | None = None
         self._since = 0.0
         self._closing = False
@@ -67,7 +68,7 @@ class Link:
     @property
     def alive(self) -> bool:
         """Tell whether somebody looks after the connection."""
-        if self._task is None or self._task.done():
+        if not self._task.running:
             return False
         return not self.connected or asyncio.get_running_loop().time() - self._connection.kept_up < 4 * UPKEEP_S
 
@@ -85,18 +86,15 @@ class Link:
 
     def start(self) -> None:
         """Begin connecting."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="mqtt link")
+        self._task.start()
 
     async def close(self, patience_s: float) -> None:
         """Say goodbye to the broker, which then publishes no will; cut the connection after `patience_s` seconds."""
         self._closing = True
-        if self._task is None:
-            return
         if self.connected and self._ended:
             self._connection.disconnect()
             await asyncio.wait([self._ended], timeout=patience_s)
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await self._task.stop()
         self._connection.abort()
 
     async def _run(self) -> None:

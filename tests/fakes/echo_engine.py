@@ -63,10 +63,13 @@ class EchoEngine:
     refusals: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     administered: list[tuple[str, bytes]] = field(default_factory=list)
+    defect: Exception | None = None
     gate: asyncio.Event | None = None
     """When set, `submit` and admin requests wait for it."""
 
     async def submit(self, incoming: Incoming, channel: Channel) -> None:
+        if self.defect:
+            raise self.defect
         if self.gate:
             await self.gate.wait()
         self.incoming.append(incoming)
@@ -151,10 +154,8 @@ async def open_door(port: int, engine: EchoEngine, **settings: Any) -> AsyncIter
 
 async def kill(door: MqttDoor) -> None:
     """End a door as a kill of its process would: nothing is said to the broker any more."""
-    for task in (door._link._task, door._inbox._task):
-        if task:
-            task.cancel()
-            await asyncio.wait([task])
+    await door._link._task.stop()
+    await door._inbox._task.stop()
     door._selftest.end()
     door._link._connection.abort()
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from piagent_daemon.doors import mqtt_task
 from tests.fakes.broker import Mosquitto
 from tests.fakes.echo_engine import OFFLINE, EchoEngine, kill, make_door, open_door, until
 from tests.fakes.observer import Observer
@@ -251,3 +252,21 @@ async def test_the_will_tells_of_a_death(mosquitto: Mosquitto, base_topic: str, 
         await observer.wait(lambda message: message.field("status") == "ok")
         await kill(door)
         await observer.wait(lambda message: message.field("status") == "offline", 10)
+
+
+async def test_a_defect_behind_the_door_does_not_make_it_deaf(
+    mosquitto: Mosquitto,
+    base_topic: str,
+    observer: Observer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(mqtt_task, "PAUSE_S", 0.0)
+    engine = EchoEngine()
+    async with open_door(mosquitto.port, engine, mqtt_base_topic=base_topic) as door:
+        engine.defect = RuntimeError("a defect")
+        await observer.publish(f"{base_topic}/kitchen/in", "hello")
+        await until(lambda: "died" in caplog.text)
+        engine.defect = None
+        await observer.ask("kitchen", "again")
+        assert door.alive
