@@ -32,13 +32,14 @@ POISONED: Final = -1
 
 @dataclass(slots=True, eq=False)
 class Parcel:
-    """One QoS 1 message of ours; `done` is called with the PUBACK's reason code, or with POISONED."""
+    """One message of ours; `done` is called with the PUBACK's reason code, or with POISONED."""
 
     topic: str
     payload: bytes
     properties: Properties
-    retain: bool
-    done: Callable[[int], None] | None
+    qos: int = 1
+    retain: bool = False
+    done: Callable[[int], None] | None = None
 
 
 class Outbox:
@@ -52,6 +53,8 @@ class Outbox:
         self._welcome = Welcome(session_present=False)
         self._unacked: dict[int, Parcel] = {}
         self._kept: deque[Parcel] = deque()
+        self._loose = 0
+        """How many of those are at QoS 0."""
         self._bytes = 0
         self._stalled_bytes = 0
         self._suspect: tuple[Parcel | None, int] = (None, 0)
@@ -101,7 +104,7 @@ class Outbox:
         if qos == 0:
             self._publish_loosely(topic, payload, properties)
             return
-        parcel = Parcel(topic, payload, properties, retain, done)
+        parcel = Parcel(topic, payload, properties, retain=retain, done=done)
         self._quiet.clear()
         self._bytes += len(payload)
         self._kept.append(parcel)
@@ -109,24 +112,27 @@ class Outbox:
         self._look_around()
 
     def _publish_loosely(self, topic: str, payload: bytes, properties: Properties) -> None:
-        if self._connection is None:
+        connection, waits = self._connection, bool(self._kept)
+        if connection is None or ((waits or connection.stalled) and self._stalled_bytes > STALLED_BYTES):
             self.dropped += 1
             return
-        if self._connection.stalled:
-            if self._stalled_bytes > STALLED_BYTES:
-                self.dropped += 1
-                return
-            self._stalled_bytes += len(payload)
+        self._stalled_bytes = self._stalled_bytes + len(payload) if waits or connection.stalled else 0
+        if waits:  # behind them, so that the events of an answer stay in order
+            self._kept.append(Parcel(topic, payload, properties, qos=0))
+            self._loose += 1
         else:
-            self._stalled_bytes = 0
-        self._connection.publish(topic, payload, 0, properties, retain=False)
+            connection.publish(topic, payload, 0, properties, retain=False)
 
     def pump(self) -> None:
         """Send what waits, as far as the broker's window goes."""
         window = min(WINDOW, self._welcome.window)
-        while self._kept and self._connection and len(self._unacked) < window:
+        while self._kept and self._connection and (not self._kept[0].qos or len(self._unacked) < window):
             parcel = self._kept.popleft()
-            self._post(self._connection, parcel)
+            if parcel.qos:
+                self._post(self._connection, parcel)
+            else:
+                self._loose -= 1
+                self._connection.publish(parcel.topic, parcel.payload, 0, parcel.properties, retain=False)
 
     def _post(self, connection: Connection, parcel: Parcel) -> None:
         retain = parcel.retain and self._welcome.retain
@@ -149,7 +155,7 @@ class Outbox:
 
     def _look_around(self) -> None:
         """Tell those who wait for room or for quiet."""
-        count = len(self._kept) + len(self._unacked)
+        count = len(self._kept) - self._loose + len(self._unacked)
         if self._roomy.is_set() and (count > CROWD or self._bytes > CROWD_BYTES):
             self._roomy.clear()
             log.warning("the broker does not keep up: %d messages wait for it; no new requests are taken", count)
@@ -172,6 +178,9 @@ class Outbox:
     def detach(self) -> None:
         """Keep QoS 1 and drop QoS 0 until there is a connection again."""
         self._connection = None
+        self._kept = deque(parcel for parcel in self._kept if parcel.qos)
+        self.dropped += self._loose
+        self._loose = 0
 
     def reclaim(self) -> None:
         """Take back what a client that is given up had not delivered."""

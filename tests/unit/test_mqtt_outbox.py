@@ -79,6 +79,27 @@ def test_the_brokers_window_is_kept() -> None:
     assert len(connection.sent) == WINDOW
 
 
+def test_loose_messages_do_not_overtake_kept_ones() -> None:
+    outbox, connection = attached(window=1)
+    for name, qos in (("a", 1), ("b", 0), ("c", 1), ("d", 0), ("e", 1), ("f", 0)):
+        outbox.publish(name, b"x", qos)
+    assert connection.topics == ["a", "b"]
+    outbox.on_puback(1, 0)
+    assert connection.topics == ["a", "b", "c", "d"]
+    for _ in range(100):
+        outbox.publish("loose", b"x" * (STALLED_BYTES // 10), 0)
+    assert outbox.dropped == 90
+    outbox.detach()
+    assert outbox.dropped == 101, "loose messages do not outlive the connection"
+    outbox.attach(connection, Welcome(session_present=True))
+    outbox.on_puback(3, 0)
+    assert connection.topics == ["a", "b", "c", "d", "e"]
+    outbox.on_puback(5, 0)
+    assert not outbox.busy
+    outbox.publish("g", b"x", 0)
+    assert connection.topics[-1] == "g"
+
+
 def test_a_packet_id_in_use_is_passed_over() -> None:
     outbox, connection = attached()
     connection.used = {1, 2}
