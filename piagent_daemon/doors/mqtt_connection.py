@@ -34,6 +34,7 @@ WILL_DELAY_S: Final = 5
 SPARE_WINDOW: Final = 8
 PACKET_OVERHEAD: Final = 66_000
 """Bytes of a PUBLISH beside its payload: topic, properties, header."""
+READ_BYTES: Final = 65_536
 MAX_PROPERTY: Final = 268_435_455
 
 log = logging.getLogger("piagent.mqtt.paho")
@@ -65,6 +66,22 @@ class Welcome:
     max_packet: int = MAX_PROPERTY
     window: int = 65_535
     retain: bool = True
+
+
+class Client(paho.Client):
+    """paho's client, which keeps no more than `most` bytes of a packet; what is left is still too large for anybody.
+
+    A shield against giants where the broker has none for us (3.1.1 knows no Maximum Packet Size): a message of 256 MB
+    would take three times that memory, and come again after the kernel has killed us for it.
+    """
+
+    most = 0
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        held = self._in_packet["packet"]
+        if len(held) > self.most:
+            del held[self.most :]
+        return super()._sock_recv(min(bufsize, READ_BYTES))
 
 
 class Hears(Protocol):
@@ -258,7 +275,7 @@ def _make_client(
     settings: Settings, protocol: mqtt_trouble.Protocol, tls: ssl.SSLContext | None, will: bytes
 ) -> paho.Client:
     five = protocol == "5"
-    client = paho.Client(
+    client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=settings.mqtt_client_id,
         clean_session=None if five else False,
@@ -266,6 +283,7 @@ def _make_client(
         reconnect_on_failure=False,
         manual_ack=True,
     )
+    client.most = _max_packet(settings)
     client.suppress_exceptions = True  # else paho would read the packet of a failed callback again and again
     client.enable_logger(log)
     client.connect_timeout = settings.connect_timeout_s
@@ -289,8 +307,12 @@ def _connect_properties(settings: Settings) -> Properties:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = settings.mqtt_session_expiry_s
     properties.ReceiveMaximum = min(65_535, settings.max_concurrent + settings.max_waiting + SPARE_WINDOW)
-    properties.MaximumPacketSize = min(MAX_PROPERTY, settings.max_payload_bytes + PACKET_OVERHEAD)
+    properties.MaximumPacketSize = _max_packet(settings)
     return properties
+
+
+def _max_packet(settings: Settings) -> int:
+    return min(MAX_PROPERTY, settings.max_payload_bytes + PACKET_OVERHEAD)
 
 
 def _no_delay(_c: paho.Client, _u: Any, sock: Any) -> None:
