@@ -1,5 +1,6 @@
 """What health says, reduced from what the engine saw."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from piagent_daemon.contract import (
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.ports import Clock, ConversationStore
 from piagent_daemon.values import DoorState
+
+log = logging.getLogger("piagent.health")
 
 RECENT: Final = 20
 """Answers that the medians of speed rest on."""
@@ -52,6 +55,8 @@ class Tally:
             self._note(reason, LOOP_S)
 
     def overload(self) -> None:
+        if "overload" not in self.reasons:
+            log.warning("more requests come than MAX_WAITING allows: the newest are told that we are busy")
         self._note("overload", OVERLOAD_S)
 
     def _note(self, reason: str, seconds: float) -> None:
