@@ -70,6 +70,8 @@ class House:
         self.broker = broker
         self.base = base
         self.asked: dict[str, str] = {}
+        self.crowded: set[str] = set()
+        """Rooms to which more was sent than is in `asked`."""
         self._start = start
         self._late = late
         self._wait = wait
@@ -140,9 +142,10 @@ class House:
         """Send a request and return its terminal event."""
         return await self.observer.terminal(await self.post(room, text, **fields), timeout_s)
 
-    async def raw(self, room: str, payload: bytes | str, *, qos: int = 1) -> None:
+    async def raw(self, room: str, payload: bytes | str | Event, qos: int = 1, **properties: Any) -> None:
         """Send a payload as it is."""
-        await self.observer.publish(f"{self.base}/{room}/in", payload, qos)
+        self.crowded.add(room)
+        await self.observer.publish(f"{self.base}/{room}/in", payload, qos, **properties)
 
     async def well(self, room: str = "still-well", timeout_s: float = 15.0) -> Event:
         """Prove that a plain request is answered."""
@@ -212,7 +215,8 @@ class House:
         self.check_rooms()
         self.check_secrets()
         if process.settings["mqtt_port"] == self.broker.port:
-            check_acknowledgements(self.broker.output, str(process.settings["mqtt_client_id"]), self.base, self.asked)
+            asked = {key: room for key, room in self.asked.items() if room not in self.crowded}
+            check_acknowledgements(self.broker.output, str(process.settings["mqtt_client_id"]), self.base, asked)
 
     def lag_s(self) -> float:
         """Return how late the daemon's loop was at worst since it was ready, by its pings of the watchdog."""
@@ -231,7 +235,7 @@ class House:
         """I8: events go to the room that asked, and no prompt holds words of two rooms."""
         for message in self.observer.messages:
             room = self.asked.get(str(message.field("request_id")))
-            if room is not None and message.field("type"):
+            if room is not None and message.field("type") and not message.topic.endswith("/in"):
                 assert message.field("conversation_id") == room
                 assert message.topic == self.observer.out(room) or message.properties.get("CorrelationData"), message
         for record in self.server.questions:
