@@ -4,10 +4,11 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from piagent_daemon import __version__, doors, log, providers, settings, stores
 from piagent_daemon.admin import AdminDesk
@@ -16,6 +17,7 @@ from piagent_daemon.contract import Offline
 from piagent_daemon.daemon import Daemon
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.health import Reporter, Tally
+from piagent_daemon.ports import Clock, FrontDoor, Intake
 from piagent_daemon.reporting import Reporting
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Loaded, Settings
@@ -46,10 +48,12 @@ def build(loaded: Loaded) -> Daemon:
     scheduler = Scheduler(assistant, config, store, tally, clock)
     watch = ProviderWatch(provider, config)
     admin = AdminDesk(config, scheduler, store, provider)
-    door = doors.load("mqtt")(config.settings, scheduler, admin, clock, Offline().encode())
+    mqtt = doors.load("mqtt")(config.settings, scheduler, admin, clock, Offline().encode())
+    front: list[FrontDoor] = [mqtt, *_further_doors(config, scheduler, clock, mqtt)]
     reporting = Reporting(
         config=config,
-        door=door,
+        herald=mqtt,
+        doors=front,
         scheduler=scheduler,
         watch=watch,
         reporter=Reporter(tally, store, clock),
@@ -57,11 +61,13 @@ def build(loaded: Loaded) -> Daemon:
         notifier=notifier,
     )
     admin.reporting = reporting
-    watch.on_change = door.on_change = store.on_change = tally.on_reason = reporting.changed
+    watch.on_change = store.on_change = tally.on_reason = reporting.changed
+    for door in front:
+        door.on_change = reporting.changed
     tally.on_end = watch.ended
     return Daemon(
         config=config,
-        door=door,
+        doors=front,
         scheduler=scheduler,
         store=store,
         provider=provider,
@@ -73,11 +79,21 @@ def build(loaded: Loaded) -> Daemon:
     )
 
 
+def _further_doors(config: Config, intake: Intake, clock: Clock, mqtt: Any) -> Iterator[FrontDoor]:
+    """Yield the doors that are switched on; the code of the others is never loaded."""
+    chosen = config.settings
+    if chosen.hermes:
+        yield doors.load("hermes")(chosen, intake, clock, mqtt, lambda: config.agents)
+    if chosen.wyoming_uri:
+        yield doors.load("wyoming")(chosen, intake, clock, lambda: config.agents)
+
+
 def configure(chosen: Settings) -> Config:
     """Return settings and agents that fit each other. Raises ConfigError."""
     agents = load_agents(Path(chosen.prompts_dir) if chosen.prompts_dir else None)
-    if chosen.default_agent not in agents:
-        raise ConfigError(f"DEFAULT_AGENT: there is no agent {chosen.default_agent!r}; known: {', '.join(agents)}")
+    for name, agent in (("DEFAULT_AGENT", chosen.default_agent), ("VOICE_AGENT", chosen.voice_agent)):
+        if agent not in agents:
+            raise ConfigError(f"{name}: there is no agent {agent!r}; known: {', '.join(agents)}")
     return Config(chosen, agents)
 
 

@@ -3,11 +3,10 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
-from piagent_daemon.contract import Offline
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.ports import ConversationStore, FrontDoor, Provider
 from piagent_daemon.reporting import Reporting
@@ -19,7 +18,7 @@ from piagent_daemon.watch import ProviderWatch
 
 log = logging.getLogger("piagent.daemon")
 
-BROKER_PATIENCE_S: Final = 10.0
+DOORS_PATIENCE_S: Final = 10.0
 """After this long without a broker the start counts as done, so that boot order causes no restarts."""
 FAREWELL_S: Final = 5.0
 SWEEP_S: Final = 60.0
@@ -32,7 +31,7 @@ class Daemon:
         self,
         *,
         config: Config,
-        door: FrontDoor,
+        doors: Sequence[FrontDoor],
         scheduler: Scheduler,
         store: ConversationStore,
         provider: Provider,
@@ -43,7 +42,7 @@ class Daemon:
         reload: Callable[[], Awaitable[Config]],
     ) -> None:
         self.config = config
-        self.door = door
+        self._doors = doors
         self._scheduler = scheduler
         self._store = store
         self._provider = provider
@@ -69,7 +68,8 @@ class Daemon:
         """Start, tell systemd when ready, and on leaving drain and stop."""
         self._failed = asyncio.get_running_loop().create_future()
         await self._store.start()
-        await self.door.start()
+        for door in self._doors:
+            await door.start()
         self._start(self._announce_ready(), "announce ready")
         self._start(self._watch.run(), "watch the model server")
         self._start(self._reporting.run(), "report health")
@@ -83,19 +83,24 @@ class Daemon:
 
     async def _announce_ready(self) -> None:
         try:
-            await asyncio.wait_for(self.door.ready(), BROKER_PATIENCE_S)
+            async with asyncio.timeout(DOORS_PATIENCE_S):
+                for door in self._doors:
+                    await door.ready()
         except TimeoutError:
-            log.warning("no broker yet; waiting for it: %s", self.door.state.detail)
+            for door in self._doors:
+                if not door.state.connected:
+                    log.warning("not everything is there yet: %s", door.state.detail)
         self._notifier.ready()
         self._reporting.changed()
 
     async def _stop(self) -> None:
         self._notifier.stopping()
         log.info("stopping: finishing what runs")
-        await self.door.stop_intake()
+        for door in self._doors:
+            await door.stop_intake()
         await self._warmup.stop()
         await self._scheduler.drain(self.config.settings.shutdown_grace_s, self.hurry)
-        await self.door.stop(Offline().encode(), FAREWELL_S)
+        await asyncio.gather(*(door.stop(FAREWELL_S) for door in self._doors))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -114,7 +119,7 @@ class Daemon:
         """Ping the watchdog from the loop that does the work, and only while the work goes on."""
         interval_s = self._notifier.watchdog_interval()
         while interval_s is not None:
-            if self.door.alive and self._scheduler.alive:
+            if self._scheduler.alive and all(door.alive for door in self._doors):
                 self._notifier.watchdog()
             await asyncio.sleep(interval_s)
 

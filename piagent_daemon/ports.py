@@ -4,7 +4,7 @@ Adapters implement these Protocols; the engine and the adapters never import eac
 `values`.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -69,6 +69,8 @@ class ConversationStore(Protocol):
 
     name: str
     """What health calls it: `memory` or `sqlite`."""
+    on_change: Callable[[], None] | None
+    """Called when `problem` may have changed."""
 
     @property
     def problem(self) -> str | None:
@@ -154,7 +156,10 @@ class Admin(Protocol):
 
 
 class FrontDoor(Protocol):
-    """A way in and out. Lives as an async context manager between `start` and `stop`."""
+    """A way in and out, open between `start` and `stop`."""
+
+    on_change: Callable[[], None] | None
+    """Called when `state` has changed."""
 
     @property
     def state(self) -> DoorState: ...
@@ -164,19 +169,23 @@ class FrontDoor(Protocol):
         """Tell whether the receive loop makes progress; being disconnected is no lack of progress."""
 
     async def start(self) -> None:
-        """Begin connecting; returns at once. The door keeps trying for ever."""
+        """Begin to open; returns at once. The door keeps trying for ever."""
 
     async def ready(self) -> None:
-        """Return when the subscriptions are acknowledged for the first time."""
-
-    def announce(self, name: str, payload: bytes) -> None:
-        """Publish one retained message under the base topic (`health`, `info`), now and after each reconnect."""
+        """Return when the first request can come in."""
 
     async def stop_intake(self) -> None:
         """Take nothing new from the transport; what is in stays in."""
 
-    async def stop(self, farewell: bytes, deadline_s: float) -> None:
-        """Wait for acknowledgements, say goodbye on the health topic, disconnect; at most `deadline_s` seconds."""
+    async def stop(self, deadline_s: float) -> None:
+        """Hand over what is still to be said, then close; at most `deadline_s` seconds."""
+
+
+class Herald(FrontDoor, Protocol):
+    """The front door that also tells everybody how the daemon is, and says goodbye when it stops."""
+
+    def announce(self, name: str, payload: bytes) -> None:
+        """Publish one retained message under the base topic (`health`, `info`), now and after each reconnect."""
 
 
 class Clock(Protocol):

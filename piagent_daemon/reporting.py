@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from piagent_daemon import CONTRACT_VERSION, __version__
 from piagent_daemon.contract import AgentInfo, Health, Info
 from piagent_daemon.health import Reporter, Tally
-from piagent_daemon.ports import FrontDoor
+from piagent_daemon.ports import FrontDoor, Herald
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.systemd import Notifier
 from piagent_daemon.topics import Topics
@@ -30,13 +31,14 @@ LIMITS: Final = (
 
 
 class Reporting:
-    """Looks at all parts and tells the broker and systemd how they stand."""
+    """Looks at all parts and tells the broker, through `herald`, and systemd how they stand."""
 
     def __init__(
         self,
         *,
         config: Config,
-        door: FrontDoor,
+        herald: Herald,
+        doors: Sequence[FrontDoor],
         scheduler: Scheduler,
         watch: ProviderWatch,
         reporter: Reporter,
@@ -45,7 +47,8 @@ class Reporting:
     ) -> None:
         self.config_rejected = False
         self._config = config
-        self._door = door
+        self._herald = herald
+        self._doors = doors
         self._scheduler = scheduler
         self._watch = watch
         self._reporter = reporter
@@ -59,8 +62,9 @@ class Reporting:
         reasons = [reason] if (reason := self._watch.reason) else []
         if self.config_rejected:
             reasons.append("config_rejected")
+        reasons += [reason for door in self._doors for reason in door.state.reasons]
         return self._reporter.health(
-            door=self._door.state, provider=self._watch.health, queue=self._scheduler.queue, reasons=reasons
+            door=self._herald.state, provider=self._watch.health, queue=self._scheduler.queue, reasons=reasons
         )
 
     def info(self) -> Info:
@@ -98,7 +102,7 @@ class Reporting:
 
     def introduce(self) -> None:
         """Publish what this daemon is."""
-        self._door.announce("info", self.info().encode())
+        self._herald.announce("info", self.info().encode())
 
     def changed(self) -> None:
         """Look again soon: something may have changed."""
@@ -110,8 +114,9 @@ class Reporting:
         while True:
             self._wake.clear()
             self._publish()
+            pause_s = min(self._config.settings.health_interval_s, self._tally.passes_in_s)
             try:
-                await asyncio.wait_for(self._wake.wait(), self._config.settings.health_interval_s)
+                await asyncio.wait_for(self._wake.wait(), pause_s)
             except TimeoutError:
                 self._last = None
 
@@ -121,11 +126,11 @@ class Reporting:
         if seen == self._last:
             return
         self._last = seen
-        self._door.announce("health", health.encode())
+        self._herald.announce("health", health.encode())
         self._notifier.status(self._status(health))
 
     def _status(self, health: Health) -> str:
-        if not self._door.state.connected:
-            return f"waiting for the broker: {self._door.state.detail or 'not connected'}"
+        if not self._herald.state.connected:
+            return f"waiting for the broker: {self._herald.state.detail or 'not connected'}"
         counts = f"{health.totals.replies} answered, {health.queue.active} active, {health.queue.waiting} waiting"
         return f"{health.status}: {', '.join(health.reasons)}; {counts}" if health.reasons else f"ok; {counts}"

@@ -1,7 +1,7 @@
 """What a single setting may hold: types with their checks, and messages that say what is wanted."""
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -71,6 +71,13 @@ def _server_url(value: str) -> str:
     return value
 
 
+def _tcp_uri(value: str) -> str:
+    found = re.fullmatch(r"tcp://(?:\[[0-9A-Fa-f:.%\w]+\]|[^\s/:@\[\]]+):(\d{1,5})", value)
+    if not found or not 0 < int(found[1]) <= 65535:
+        raise ValueError("should be tcp:// with an address and a port, such as tcp://0.0.0.0:10500")
+    return value
+
+
 Topic = Annotated[str, AfterValidator(_publishable)]
 Prefixes = Annotated[tuple[Annotated[str, AfterValidator(_prefix)], ...], BeforeValidator(_split)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
@@ -103,5 +110,8 @@ Model = Annotated[str, _matching(r"[^\s\x00-\x1f]{1,256}", "should be the name o
 ClientId = Annotated[str, AfterValidator(_client_id)]
 MemoryUrl = Annotated[str, AfterValidator(_memory_url)]
 ServerUrl = Annotated[str, AfterValidator(_server_url)]
+TcpUri = Annotated[str, AfterValidator(_tcp_uri)]
+HermesKind = Literal["textCaptured", "intentNotRecognized", "query"]
+HermesKinds = Annotated[tuple[HermesKind, ...], BeforeValidator(_split)]
 Word = BeforeValidator(_word)
 """For choices: any case, and 5 as well as "5"."""

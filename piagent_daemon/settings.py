@@ -133,6 +133,18 @@ class Settings(BaseSettings):
     )
     ha_discovery: bool = _set(True, "announce the daemon to Home Assistant")
     ha_discovery_prefix: kind.Topic = _set("homeassistant", "Home Assistant's discovery prefix")
+    voice_agent: kind.AgentName = _set("voice", "who answers what comes in by Hermes or Wyoming")
+    hermes: bool = _set(False, "answer over Hermes, the MQTT messages of Rhasspy")
+    hermes_listen: kind.HermesKinds = _set(
+        ("textCaptured",),
+        "what is a question: textCaptured, intentNotRecognized, query; comma-separated",
+        shown="textCaptured",
+        min_length=1,
+    )
+    hermes_sites: kind.Names = _set((), "sites that are answered, comma-separated; unset answers all")
+    wyoming_uri: kind.TcpUri | None = _set(
+        None, "where Home Assistant's Assist finds piagent by the Wyoming protocol, such as tcp://0.0.0.0:10500"
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], kind.Word] = _set(
         "info", "least important level that is logged", reload=True
     )

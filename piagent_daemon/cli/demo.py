@@ -74,6 +74,8 @@ def demo_settings(settings: Settings, port: int, host: str, model: str) -> Setti
             "mqtt_protocol": "311",
             "memory_url": "memory:",
             "ha_discovery": False,
+            "hermes": False,
+            "wyoming_uri": None,
             "provider": "ollama",
             "ollama_host": host,
             "ollama_model_general": model,

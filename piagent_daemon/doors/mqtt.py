@@ -13,11 +13,13 @@ from typing import Final
 import paho.mqtt.client as paho
 
 from piagent_daemon.doors.mqtt_admin import Clerk
+from piagent_daemon.doors.mqtt_connection import JSON
+from piagent_daemon.doors.mqtt_guest import Guest
 from piagent_daemon.doors.mqtt_inbox import Inbox
 from piagent_daemon.doors.mqtt_link import Link
-from piagent_daemon.doors.mqtt_reply import Replies
+from piagent_daemon.doors.mqtt_reply import HEADER_BYTES, Replies
 from piagent_daemon.doors.mqtt_selftest import ACL_PUBLISH, ACL_SUBSCRIBE, SelfTest
-from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED, UNSPECIFIED
+from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED, PACKET_TOO_LARGE, UNSPECIFIED
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.ports import Admin, Clock, Intake
 from piagent_daemon.settings import Settings
@@ -34,7 +36,7 @@ GOODBYE_S: Final = 1.0
 
 
 class MqttDoor:
-    """A way in and out over MQTT (`ports.FrontDoor`). `will` is what the broker says on the health topic if we vanish.
+    """A way in and out over MQTT (`ports.Herald`). `will` is what stands on the health topic when we are gone.
 
     `on_change` is called when `state` has changed. Raises ConfigError when the TLS files cannot be used.
     """
@@ -42,12 +44,14 @@ class MqttDoor:
     def __init__(self, settings: Settings, intake: Intake, admin: Admin, clock: Clock, will: bytes) -> None:
         self.on_change: Callable[[], None] | None = None
         self._topics = Topics(settings.mqtt_base_topic)
+        self._will = will
         self._link = Link(settings, _tls_context(settings), will, self)
         self._replies = Replies(self._link, self._topics, clock, self._on_code)
         self._clerk = Clerk(admin, self._link, self._topics, settings.response_topic_prefixes)
         self._inbox = Inbox(settings, intake, self._clerk, self._replies)
         self._selftest = SelfTest(self._link.outbox, self._topics, clock, self._on_verdict)
         self._ready = asyncio.Event()
+        self._filters = self._topics.filters
         self._announced: dict[str, bytes] = {}
         self._unsubscribed = False
         self._denied: frozenset[str] = frozenset()
@@ -99,7 +103,7 @@ class MqttDoor:
         """
         self._inbox.close()
 
-    async def stop(self, farewell: bytes, deadline_s: float) -> None:
+    async def stop(self, deadline_s: float) -> None:
         """Wait for acknowledgements, say goodbye on the health topic, disconnect; at most `deadline_s` seconds."""
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline_s
@@ -110,7 +114,7 @@ class MqttDoor:
             async with asyncio.timeout(deadline_s if self._link.connected else min(deadline_s, RETURN_S)):
                 await self._link.outbox.quiet()
                 if self._link.connected:
-                    self._announced["health"] = farewell
+                    self._announced["health"] = self._will
                     self._publish_announced("health")
                     await self._link.outbox.quiet()
         except TimeoutError:
@@ -119,13 +123,28 @@ class MqttDoor:
         await self._inbox.stop()
         await self._link.close(max(0.0, min(GOODBYE_S, until - loop.time())))
 
+    # ---------------------------------------------------------------------------------------------------------- guests
+
+    def invite(self, guest: Guest) -> None:
+        """Carry another vocabulary on this connection; see `mqtt_guest.Host`."""
+        self._filters += guest.filters
+        self._inbox.invite(guest)
+
+    def publish(self, topic: str, payload: bytes, done: Callable[[int], None]) -> None:
+        """Publish what a guest has to say; see `mqtt_guest.Host`."""
+        if len(payload) + len(topic.encode()) + len(JSON.pack()) + HEADER_BYTES > self._link.outbox.max_packet:
+            log.error("the broker does not take a message of %d bytes on %.64r: it is lost", len(payload), topic)
+            done(PACKET_TOO_LARGE)
+        else:
+            self._link.outbox.publish(topic, payload, 1, done=done)
+
     # ---------------------------------------------------------------------------------------------- what the link tells
 
     def on_up(self, *, session_present: bool) -> None:
         """Subscribe and announce anew; see `mqtt_link.Listener`."""
         if self._link.generation > 1 and not session_present:
             log.warning("the broker lost our session: requests that it had not delivered yet may be gone")
-        self._link.subscribe((*self._topics.filters, *self._selftest.filters(self._link.protocol)))
+        self._link.subscribe((*self._filters, *self._selftest.filters(self._link.protocol)))
         for name in self._announced:
             self._publish_announced(name)
         self.on_state()
@@ -143,12 +162,13 @@ class MqttDoor:
         if self._selftest.is_probe(topic, bytes(message.payload)):
             self._link.ack(self._link.generation, message.mid, message.qos)
             return
-        self._selftest.heard()
+        if topic.startswith(f"{self._topics.base}/"):
+            self._selftest.heard()
         self._inbox.on_message(message, topic)
 
     def on_suback(self, codes: list[int]) -> None:
         """See `mqtt_link.Listener`."""
-        asked = [name for name, _ in self._topics.filters]
+        asked = [name for name, _ in self._filters]
         denied = [name for name, code in zip(asked, codes, strict=False) if code >= UNSPECIFIED]
         if denied and not self._unsubscribed:
             log.error("the broker refuses the subscriptions to %s: allow this user to read them", ", ".join(denied))

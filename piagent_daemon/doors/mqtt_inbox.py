@@ -15,14 +15,15 @@ from pydantic import ValidationError
 from piagent_daemon import wire
 from piagent_daemon.contract import CancelRequest, Request
 from piagent_daemon.doors.mqtt_admin import Clerk
+from piagent_daemon.doors.mqtt_guest import Guest
 from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of, open_letter
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies, Reply
 from piagent_daemon.doors.mqtt_task import LastingTask
 from piagent_daemon.errors import InvalidRequest, PiagentError, ShuttingDown
 from piagent_daemon.ports import Intake
 from piagent_daemon.settings import Settings
-from piagent_daemon.topics import is_conversation_id
-from piagent_daemon.values import Incoming
+from piagent_daemon.topics import Inbound, is_conversation_id
+from piagent_daemon.values import Delivery, Incoming
 
 log = logging.getLogger("piagent.mqtt")
 
@@ -31,6 +32,8 @@ BACKLOG_BYTES: Final = 32_000_000
 """What may wait to be read; more is dropped when it came at QoS 0, for which the broker knows no back-pressure."""
 BREATH: Final = 16
 """Letters read in a row before everything else gets its turn."""
+GUEST: Final = "guest"
+"""The kind of a letter on a topic that is not ours."""
 STUCK_S: Final = 60.0
 SELDOM_S: Final = 10.0
 
@@ -50,6 +53,7 @@ class Inbox:
         self._link = replies.link
         self._topics = replies.topics
         self._clock = replies.clock
+        self._guests: list[Guest] = []
         self._queue: asyncio.Queue[Letter] = asyncio.Queue()
         self._bytes = 0
         self._task = LastingTask(self._work, "mqtt inbox")
@@ -83,21 +87,31 @@ class Inbox:
 
     # ------------------------------------------------------------------------------------------------ from the broker
 
+    def invite(self, guest: Guest) -> None:
+        """Read a guest's topics, too."""
+        self._guests.append(guest)
+
+    def _guest(self, topic: str) -> Guest | None:
+        return next((guest for guest in self._guests if guest.claims(topic)), None)
+
     def on_message(self, message: paho.MQTTMessage, topic: str) -> None:
         """Take one message; called by paho, so it never waits."""
         now = self._clock.monotonic()
         inbound = self._topics.parse(topic)
+        guest = None if inbound else self._guest(topic)
         if message.retain:
             if self._retained(topic, now):
                 log.warning("a retained message on %.64r is ignored: it would come again at each connect", topic)
-        elif inbound is None:
+        elif inbound is None and guest is None:
             self._refuse_topic(topic)
         else:
+            inbound = inbound or Inbound(GUEST, None)
             letter = open_letter(message, topic, inbound, generation=self._link.generation, received=now)
             if inbound.kind == "cancel":
                 self._overtake(letter)
                 return
-            if (message.payload or inbound.kind != "in") and self._has_room(letter):
+            overheard = guest is not None and guest.overhear(letter)
+            if not overheard and (message.payload or inbound.kind != "in") and self._has_room(letter):
                 self._put(letter)
                 return
         self._link.ack(self._link.generation, message.mid, message.qos)
@@ -149,6 +163,8 @@ class Inbox:
             self._cancel(letter)
         elif kind == "in":
             await self._ask(letter)
+        elif kind == GUEST:
+            await self._receive(letter)
         elif self._closed:
             return
         elif kind == "request":
@@ -166,6 +182,17 @@ class Inbox:
                 log.warning('a message on %.64r is neither empty nor {"id": "…"}: ignored', letter.topic)
             return
         self._intake.cancel(letter.inbound.name or "", wanted.id)
+
+    async def _receive(self, letter: Letter) -> None:
+        """Hand one message to the guest it is for."""
+        guest = self._guest(letter.topic)
+        if guest is None or (self._closed and letter.qos):
+            return
+        receipt = Receipt(self._link)
+        receipt.add(letter.generation, letter.packet_id, letter.qos)
+        delivery = delivery_of(letter, None, None)
+        if not self._merged(delivery, receipt):
+            await guest.take(letter, delivery, receipt)
 
     async def _ask(self, letter: Letter) -> None:
         """Hand one request to the engine, or refuse it."""
@@ -195,15 +222,20 @@ class Inbox:
             self._refuse(letter, reply, conversation_id, ShuttingDown("The daemon stops; ask again in a moment."))
             return
         delivery = delivery_of(letter, conversation_id, request.id)
+        if not self._merged(delivery, receipt):
+            await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+
+    def _merged(self, delivery: Delivery, receipt: Receipt) -> bool:
+        """Tell whether the same delivery is being answered already, and leave the receipt to that answer."""
         running = self._replies.live(delivery.key) if delivery.by_id or delivery.redelivered else None
         if running:
-            running.receipt.merge(receipt)
+            running.merge(receipt)
             log.info("a request came in again while it is being answered")
             self._intake.duplicate()
-            return
+            return True
         if delivery.by_id or delivery.durable:
-            reply.enter(delivery.key)
-        await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+            self._replies.enter(delivery.key, receipt)
+        return False
 
     def _response_topic(self, letter: Letter) -> str | None:
         if letter.response_topic is not None:

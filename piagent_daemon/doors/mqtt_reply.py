@@ -30,11 +30,13 @@ _LOOSE: Final = (Chunk, Sentence)
 class Receipt:
     """The broker's packets that one request came in with; several when it was brought again."""
 
-    __slots__ = ("_link", "packets")
+    __slots__ = ("_link", "on_end", "packets")
 
     def __init__(self, link: Link) -> None:
         self.packets: set[tuple[int, int, int]] = set()
         """(generation, packet id, QoS) of each."""
+        self.on_end: Callable[[], None] | None = None
+        """Called when the packets are settled or forgotten."""
         self._link = link
 
     def add(self, generation: int, packet_id: int, qos: int) -> None:
@@ -50,15 +52,17 @@ class Receipt:
         """Acknowledge them, so that the broker does not bring them again."""
         for packet in self.packets:
             self._link.ack(*packet)
-        self.packets.clear()
+        self.forget()
 
     def forget(self) -> None:
         """Leave them unacknowledged."""
         self.packets.clear()
+        if self.on_end:
+            self.on_end()
 
 
 class Replies:
-    """What all replies share: the link, and the table of those that are still open.
+    """What all replies share: the link, and the table of the deliveries that are still being answered.
 
     `on_code` hears the reason code of each PUBACK of a terminal event.
     """
@@ -68,21 +72,21 @@ class Replies:
         self.topics = topics
         self.clock = clock
         self.on_code = on_code
-        self._live: dict[str, Reply] = {}
+        self._live: dict[str, Receipt] = {}
         self._late: dict[Reply, asyncio.TimerHandle] = {}
         self._hurried = False
 
-    def live(self, key: str) -> "Reply | None":
-        """Return the open reply to a delivery of that key."""
+    def live(self, key: str) -> Receipt | None:
+        """Return the receipt of a delivery of that key that is still being answered."""
         return self._live.get(key)
 
-    def enter(self, key: str, reply: "Reply") -> None:
-        """Keep a reply in the table until it is closed."""
-        self._live[key] = reply
+    def enter(self, key: str, receipt: Receipt) -> None:
+        """Keep a receipt in the table until it is settled or forgotten."""
+        self._live[key] = receipt
+        receipt.on_end = lambda: self._leave(key, receipt)
 
-    def close(self, key: str | None, reply: "Reply") -> None:
-        """Take a reply out of the table."""
-        if key is not None and self._live.get(key) is reply:
+    def _leave(self, key: str, receipt: Receipt) -> None:
+        if self._live.get(key) is receipt:
             del self._live[key]
 
     def later(self, reply: "Reply") -> bool:
@@ -118,17 +122,11 @@ class Reply:
         self.receipt = receipt
         self._replies = replies
         self._outbox = replies.link.outbox
-        self._key: str | None = None
         self._topic: str | None = None
         self._properties = JSON if correlation is None else Packed(correlation)
         self._overhead = 0
         self._terminal = b""
         self._repeated = self._replaced = False
-
-    def enter(self, key: str) -> None:
-        """Let copies of the request find this reply."""
-        self._key = key
-        self._replies.enter(key, self)
 
     def redirect(self, response_topic: str | None) -> None:
         """Send everything to a response topic of the asker instead of `…/out`."""
@@ -154,12 +152,10 @@ class Reply:
     def drop(self) -> None:
         """Settle the input without another word; see `ports.Channel`."""
         self.receipt.settle()
-        self._replies.close(self._key, self)
 
     def abandon(self) -> None:
         """Leave the input to the broker, which brings it again; see `ports.Channel`."""
         self.receipt.forget()
-        self._replies.close(self._key, self)
 
     def repeat(self) -> None:
         """Publish the terminal event once more."""

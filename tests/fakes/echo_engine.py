@@ -149,7 +149,7 @@ async def open_door(port: int, engine: EchoEngine, **settings: Any) -> AsyncIter
         await asyncio.wait_for(door.ready(), 10)
         yield door
     finally:
-        await door.stop(OFFLINE, 5)
+        await door.stop(5)
 
 
 async def kill(door: MqttDoor) -> None:

@@ -8,7 +8,7 @@ import pytest
 from piagent_daemon.doors import mqtt_connection, mqtt_reply
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto
-from tests.fakes.echo_engine import OFFLINE, EchoEngine, kill, make_door, open_door, until
+from tests.fakes.echo_engine import EchoEngine, kill, make_door, open_door, until
 from tests.fakes.observer import Observer
 from tests.fakes.scripted_broker import PUBACK, PUBLISH, Packet, ScriptedBroker, packet, publish
 
@@ -177,7 +177,7 @@ async def test_a_stop_delivers_everything_first(mosquitto: Mosquitto, base_topic
         await until(lambda: len(engine.held) == 200)
         await door.stop_intake()
         engine.release()
-        await door.stop(OFFLINE, 10)
+        await door.stop(10)
         await observer.until(lambda: sum(one.field("type") == "final" for one in observer.messages) == 200)
         assert len(observer.on(f"{base_topic}/k/out")) >= 600
 

@@ -8,7 +8,7 @@ import pytest
 
 from piagent_daemon.doors import mqtt_task
 from tests.fakes.broker import Mosquitto
-from tests.fakes.echo_engine import OFFLINE, EchoEngine, kill, make_door, open_door, until
+from tests.fakes.echo_engine import EchoEngine, kill, make_door, open_door, until
 from tests.fakes.observer import Observer
 
 both = pytest.mark.parametrize("protocol", ["5", "311"])
@@ -234,7 +234,7 @@ async def test_announcements_are_retained_and_come_again(mosquitto: Mosquitto, b
         await observer.subscribe(f"{base_topic}/health")
         first = await observer.wait(lambda message: message.field("status") == "ok")
         assert first.retain
-        await door.stop(OFFLINE, 5)
+        await door.stop(5)
         last = await observer.wait(lambda message: message.field("status") == "offline")
         assert last.qos == 1
         assert [json.loads(message.payload)["status"] for message in observer.messages] == ["ok", "offline"]

@@ -16,7 +16,7 @@ from piagent_daemon.doors.mqtt import MqttDoor
 from piagent_daemon.errors import ConfigError
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import BlackHole, free_port
-from tests.fakes.echo_engine import OFFLINE, EchoEngine, make_door, open_door, until
+from tests.fakes.echo_engine import EchoEngine, make_door, open_door, until
 from tests.fakes.observer import Observer
 from tests.fakes.scripted_broker import CONNECT, PUBLISH, ScriptedBroker, packet, publish
 
@@ -76,7 +76,7 @@ async def test_a_pinned_protocol_stays() -> None:
         await until(lambda: len(levels(broker)) >= 3, 10)
         assert set(levels(broker)) == {5}
         assert "version of MQTT" in door.state.detail
-        await door.stop(OFFLINE, 1)
+        await door.stop(1)
 
 
 # ------------------------------------------------------------------------------------------------------ the connection
@@ -96,7 +96,7 @@ async def test_a_broker_that_is_away_is_waited_for_and_told_once(
     assert door.alive
     await asyncio.to_thread(broker.start)
     await asyncio.wait_for(door.ready(), 30)
-    await door.stop(OFFLINE, 2)
+    await door.stop(2)
     assert len([record for record in caplog.records if "refused" in record.message]) == 1
 
 
@@ -114,7 +114,7 @@ async def test_a_black_hole_does_not_stop_the_loop() -> None:
         assert slowest < 0.1
         assert "no answer" in door.state.detail
         before = loop.time()
-        await door.stop(OFFLINE, 5)
+        await door.stop(5)
         assert loop.time() - before < 1
 
 
@@ -122,7 +122,7 @@ async def test_a_name_that_nobody_knows() -> None:
     door = make_door(1883, EchoEngine(), mqtt_host="broker.invalid")
     await door.start()
     await until(lambda: "cannot be resolved" in door.state.detail, 15)
-    await door.stop(OFFLINE, 1)
+    await door.stop(1)
 
 
 async def test_a_wrong_password_is_told_once_and_never_shown(
@@ -134,7 +134,7 @@ async def test_a_wrong_password_is_told_once_and_never_shown(
     await door.start()
     await until(lambda: "ot authorized" in door.state.detail)
     await asyncio.sleep(0.5)
-    await door.stop(OFFLINE, 1)
+    await door.stop(1)
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1
     assert "canary" not in caplog.text
@@ -237,7 +237,7 @@ async def test_two_daemons_with_one_client_id_stop_quarrelling(new_broker: Broke
     assert broker.output.count("Sending CONNACK to same") < 10
     assert sum(door.state.connected for door in doors) == 1
     for door in doors:
-        await door.stop(OFFLINE, 1)
+        await door.stop(1)
 
 
 # ------------------------------------------------------------------------------------------------------ poison
@@ -313,7 +313,7 @@ async def test_tls(
         await until(functools.partial(says, door, why), 10)
         assert not door.state.connected
         await asyncio.sleep(0.5)
-        await door.stop(OFFLINE, 1)
+        await door.stop(1)
         assert len([record for record in caplog.records if why in record.message]) == 1
 
 
@@ -322,7 +322,7 @@ async def test_tls_at_a_plain_port(new_broker: BrokerFactory) -> None:
     door = make_door(broker.port, EchoEngine(), mqtt_tls=True)
     await door.start()
     await until(lambda: "8883" in door.state.detail, 10)
-    await door.stop(OFFLINE, 1)
+    await door.stop(1)
 
 
 def test_tls_files_that_cannot_be_used(tmp_path: Path) -> None:
@@ -340,6 +340,6 @@ async def test_no_socket_is_left_behind() -> None:
     port = free_port()
     door = make_door(port, EchoEngine())
     await door.start()
-    await door.stop(OFFLINE, 1)
+    await door.stop(1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", port))

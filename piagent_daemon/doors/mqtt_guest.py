@@ -1,0 +1,38 @@
+"""What another vocabulary needs to live on the MQTT door's connection, and what it gets."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from piagent_daemon.doors.mqtt_letter import Letter
+from piagent_daemon.doors.mqtt_reply import Receipt
+from piagent_daemon.values import Delivery, DoorState
+
+
+class Guest(Protocol):
+    """Reads topics of its own; what comes at QoS 1 is acknowledged and redelivered by the rules of our own topics."""
+
+    @property
+    def filters(self) -> tuple[tuple[str, int], ...]:
+        """What to subscribe to, as (filter, QoS)."""
+
+    def claims(self, topic: str) -> bool:
+        """Tell whether a topic is one of the guest's."""
+
+    def overhear(self, letter: Letter) -> bool:
+        """Act at once on what must not wait its turn; tell whether that was all. Must not raise."""
+
+    async def take(self, letter: Letter, delivery: Delivery, receipt: Receipt) -> None:
+        """Take a message in its turn; `receipt` is to be settled or forgotten when its answer is safe."""
+
+
+class Host(Protocol):
+    """What the MQTT door does for its guests."""
+
+    @property
+    def state(self) -> DoorState: ...
+
+    def invite(self, guest: Guest) -> None:
+        """Read the guest's topics; call it before `start`."""
+
+    def publish(self, topic: str, payload: bytes, done: Callable[[int], None]) -> None:
+        """Publish at QoS 1; `done` hears the broker's reason code, or a code that says why it was never sent."""
