@@ -5,7 +5,9 @@ Source: contract section 1; MQTT 5.0 section 4.7 (topic names and filters), 1.5.
 
 import unicodedata
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
+from uuid import UUID
 
 RESERVED: Final = frozenset({"request", "response", "tool", "health", "info", "in"})
 MAX_CONVERSATION_CHARS: Final = 128
@@ -30,6 +32,16 @@ def is_conversation_id(text: str) -> bool:
         and not any(char in text for char in "/+#")
         and is_text_safe(text)
     )
+
+
+def conversation_for(name: str) -> str:
+    """Return the conversation of somebody who has only a foreign name: that name, or a UUID made of it.
+
+    The same name always gives the same conversation. Source: RFC 9562 section 5.5 (UUIDs made of names).
+    """
+    if is_conversation_id(name):
+        return name
+    return str(UUID(bytes=sha256(name.encode("utf-8", "surrogatepass")).digest()[:16], version=5))
 
 
 def is_publishable(topic: str) -> bool:

@@ -31,7 +31,7 @@ def parse_request(payload: bytes, settings: Settings) -> Request:
     except UnicodeDecodeError:
         raise InvalidRequest("The payload is not UTF-8 text.") from None
     request = _parse_object(text) if text.lstrip().startswith("{") else Request(message=_plain(text))
-    return _check(request, settings)
+    return check(request, settings)
 
 
 def _parse_object(text: str) -> Request:
@@ -70,7 +70,8 @@ def _plain(text: str) -> str:
     return text
 
 
-def _check(request: Request, settings: Settings) -> Request:
+def check(request: Request, settings: Settings) -> Request:
+    """Return a request with its message trimmed. Raises InvalidRequest when it breaks a bound of the settings."""
     message = request.message.strip()
     if not message:
         raise InvalidRequest("The message is empty.")

@@ -15,6 +15,7 @@ LAYERS = (
         "problems",
         "templates",
         "agents",
+        "apologies",
         "wire",
         "files",
         "prompt",
@@ -31,7 +32,14 @@ LAYERS = (
     {"cli", "__main__"},
 )
 ENGINE, ADAPTERS = LAYERS[2], LAYERS[3]
-HOMES = {"httpx": {"providers"}, "paho": {"doors"}, "sqlite3": {"stores"}, "amqtt": {"cli"}, "tqdm": {"cli"}}
+HOMES = {
+    "httpx": {"providers"},
+    "paho": {"doors"},
+    "wyoming": {"doors"},
+    "sqlite3": {"stores"},
+    "amqtt": {"cli"},
+    "tqdm": {"cli"},
+}
 
 
 def _family(module: str) -> str:

@@ -1,0 +1,212 @@
+"""The Hermes front door: what Rhasspy's microphones heard comes in, what its loudspeakers say goes out.
+
+It lives on the MQTT door's connection. Inside a session the answer ends or continues the session; outside one it is
+said sentence by sentence. A wake word on a site stops what is being answered there.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from piagent_daemon import wire
+from piagent_daemon.agents import Agent
+from piagent_daemon.contract import Request
+from piagent_daemon.doors import hermes_words as words
+from piagent_daemon.doors.hermes_reply import Reply
+from piagent_daemon.doors.mqtt_guest import Host
+from piagent_daemon.doors.mqtt_letter import Letter, Seldom
+from piagent_daemon.doors.mqtt_reply import Receipt
+from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED
+from piagent_daemon.errors import InvalidRequest, ShuttingDown
+from piagent_daemon.ports import Clock, Intake
+from piagent_daemon.settings import Settings
+from piagent_daemon.topics import conversation_for
+from piagent_daemon.values import Delivery, DoorState, Incoming
+
+log = logging.getLogger("piagent.hermes")
+
+ACL_HERMES: Final = "acl_hermes"
+SAME_S: Final = 30.0
+"""What one person said comes by several messages within this time."""
+SESSIONS: Final = 1000
+SELDOM_S: Final = 10.0
+
+
+class HermesDoor:
+    """A way in and out over Hermes (`ports.FrontDoor`), a guest of the MQTT door (`mqtt_guest.Guest`)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        intake: Intake,
+        clock: Clock,
+        host: Host,
+        agents: Callable[[], Mapping[str, Agent]],
+    ) -> None:
+        self.on_change: Callable[[], None] | None = None
+        self._settings = settings
+        self._intake = intake
+        self._clock = clock
+        self._host = host
+        self._agents = agents
+        self._open: set[Reply] = set()
+        self._asked: OrderedDict[str, tuple[words.Question, float]] = OrderedDict()
+        self._closed = self._denied = False
+        self._seldom = Seldom(SELDOM_S)
+        host.invite(self)
+
+    # ------------------------------------------------------------------------------------------------------------ port
+
+    @property
+    def state(self) -> DoorState:
+        """How the door stands: as the MQTT door does, and whether its answers are let through."""
+        mqtt = self._host.state
+        return DoorState(mqtt.connected, mqtt.protocol, (ACL_HERMES,) if self._denied else (), mqtt.detail)
+
+    @property
+    def alive(self) -> bool:
+        """It has no loop of its own."""
+        return True
+
+    async def start(self) -> None:
+        """Do nothing: the MQTT door connects."""
+
+    async def ready(self) -> None:
+        """Return at once; see `start`."""
+
+    async def stop_intake(self) -> None:
+        """Say that we stop to those who still ask."""
+        self._closed = True
+
+    async def stop(self, deadline_s: float) -> None:
+        """Do nothing: the MQTT door hands over what is still to be said."""
+
+    # ----------------------------------------------------------------------------------------------------------- guest
+
+    @property
+    def filters(self) -> tuple[tuple[str, int], ...]:
+        """See `mqtt_guest.Guest`. Wake words are QoS 0, so that a full window cannot hold them back."""
+        heard = [topic for topic, kind in words.QUESTIONS.items() if kind in self._settings.hermes_listen]
+        return (*((topic, 1) for topic in heard), (words.HOTWORD, 0), (words.SESSION_ENDED, 0))
+
+    def claims(self, topic: str) -> bool:
+        """See `mqtt_guest.Guest`."""
+        return topic in words.QUESTIONS or topic == words.SESSION_ENDED or words.is_hotword(topic)
+
+    def overhear(self, letter: Letter) -> bool:
+        """Take wake words and ends of sessions; see `mqtt_guest.Guest`."""
+        if letter.topic in words.QUESTIONS:
+            return False
+        try:
+            if letter.topic == words.SESSION_ENDED:
+                self._on_session_ended(words.ended(letter.payload))
+            else:
+                self._on_hotword(words.detected(letter.payload))
+        except InvalidRequest as error:
+            self._refuse(letter, error)
+        return True
+
+    async def take(self, letter: Letter, delivery: Delivery, receipt: Receipt) -> None:
+        """Hand a question to the engine; see `mqtt_guest.Guest`."""
+        try:
+            asked = words.question(letter.topic, letter.payload)
+        except InvalidRequest as error:
+            self._refuse(letter, error)
+            receipt.settle()
+            return
+        sites = self._settings.hermes_sites
+        if (sites and asked.site not in sites) or self._is_same(asked, letter.received):
+            receipt.settle()
+            return
+        reply = Reply(asked, self._publish, receipt, self._languages(asked))
+        if not asked.text:
+            reply.drop()
+            return
+        try:
+            request = self._request(asked)
+        except (InvalidRequest, ShuttingDown) as error:
+            self._intake.refused(error.code)
+            reply.fail(error.code)
+            return
+        self._open.add(reply)
+        reply.on_end = lambda: self._open.discard(reply)
+        conversation_id = conversation_for(asked.session or asked.site)
+        await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+
+    def _request(self, asked: words.Question) -> Request:
+        if self._closed:
+            raise ShuttingDown("The daemon stops; ask again in a moment.")
+        request = Request(
+            message=asked.text,
+            agent=self._settings.voice_agent,
+            stream=False if asked.session else "sentences",
+            context={"site": asked.site},
+        )
+        return wire.check(request, self._settings)
+
+    def _languages(self, asked: words.Question) -> tuple[str | None, ...]:
+        """Return the languages in which an error may be told: the asker's, else the agent's."""
+        agent = self._agents().get(self._settings.voice_agent)
+        return (asked.language, *(agent.languages if agent else ()))
+
+    def _is_same(self, asked: words.Question, now: float) -> bool:
+        """Tell whether this was asked already in the same session, by a message of another kind.
+
+        What is heard in a session runs through all kinds of messages, so it would be answered once for each that
+        HERMES_LISTEN names.
+        """
+        if asked.session is None:
+            return False
+        before, when = self._asked.get(asked.session, (asked, now))
+        if before.kind != asked.kind and before.text == asked.text and now - when < SAME_S:
+            return True
+        self._asked[asked.session] = (asked, now)
+        self._asked.move_to_end(asked.session)
+        if len(self._asked) > SESSIONS:
+            self._asked.popitem(last=False)
+        return False
+
+    # --------------------------------------------------------------------------------------------------------- signals
+
+    def _on_hotword(self, site: str) -> None:
+        """Stop what is being answered on a site: somebody wants to say something else."""
+        for reply in [reply for reply in self._open if reply.asked.site == site]:
+            self._cancel(reply)
+
+    def _on_session_ended(self, ended: words.Ended) -> None:
+        """Stop what somebody broke off; what only took too long is said outside the session."""
+        for reply in [reply for reply in self._open if reply.asked.session == ended.session]:
+            if ended.reason == words.ABORTED:
+                self._cancel(reply)
+            else:
+                reply.leave_session()
+
+    def _cancel(self, reply: Reply) -> None:
+        if reply.ids:
+            self._intake.cancel(*reply.ids)
+
+    # -------------------------------------------------------------------------------------------------------- speaking
+
+    def _publish(self, said: words.Said, done: Callable[[], None]) -> None:
+        def heard(code: int) -> None:
+            self._learn(code)
+            done()
+
+        self._host.publish(said.topic, said.payload, heard)
+
+    def _learn(self, code: int) -> None:
+        """Learn from a PUBACK (MQTT 5) whether the broker lets us speak."""
+        denied = code == NOT_AUTHORIZED
+        if denied == self._denied:
+            return
+        self._denied = denied
+        if denied:
+            log.error('the broker does not let us answer: allow this user to write "hermes/#"')
+        if self.on_change:
+            self.on_change()
+
+    def _refuse(self, letter: Letter, error: InvalidRequest) -> None:
+        self._intake.refused(error.code)
+        if self._seldom(letter.topic, self._clock.monotonic()):
+            log.warning("a message on %.64r is dropped: %s", letter.topic, error)

@@ -1,0 +1,124 @@
+"""The way back of one question that came by Hermes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from uuid import uuid4
+
+from pydantic import TypeAdapter
+
+from piagent_daemon.apologies import UNSPEAKABLE, apology
+from piagent_daemon.contract import ErrorEvent, Event, Sentence
+from piagent_daemon.contract import Final as FinalEvent
+from piagent_daemon.doors import hermes_words as words
+from piagent_daemon.doors.mqtt_reply import Receipt
+from piagent_daemon.errors import Cancelled
+
+Publish = Callable[[words.Said, Callable[[], None]], None]
+
+
+class Reply:
+    """Says the answer to one question (`ports.Channel`); the input is settled when the broker has all that was said.
+
+    `languages` are those in which an error may be told, best first.
+    """
+
+    def __init__(
+        self, asked: words.Question, publish: Publish, receipt: Receipt, languages: tuple[str | None, ...]
+    ) -> None:
+        self.asked = asked
+        self.ids: tuple[str, str] | None = None
+        """Conversation and request, once they are known."""
+        self.on_end: Callable[[], None] | None = None
+        self._publish = publish
+        self._receipt = receipt
+        self._languages = languages
+        self._sentences = 0
+        self._unsafe = 0
+        self._ended = False
+
+    def leave_session(self) -> None:
+        """Say the answer outside the session, which is over."""
+        self.asked = replace(self.asked, session=None)
+
+    # ------------------------------------------------------------------------------------------------------------ port
+
+    def send(self, event: Event) -> None:
+        """Hand over one event; see `ports.Channel`."""
+        self.ids = (event.conversation_id, event.request_id)
+        match event:
+            case Sentence():
+                self._sentences += 1
+                self._say(event.text)
+            case FinalEvent() if event.finish_reason == "cancelled":
+                self.drop()
+            case FinalEvent():
+                self._answer(event.speech or apology(UNSPEAKABLE, *self._languages), ask=event.expects_reply)
+            case ErrorEvent() if event.code == Cancelled.code:
+                self.drop()
+            case ErrorEvent():
+                self.fail(event.code)
+
+    def send_again(self, terminal: bytes) -> None:
+        """Hand over a stored terminal event once more; see `ports.Channel`."""
+        self.send(TypeAdapter[FinalEvent | ErrorEvent](FinalEvent | ErrorEvent).validate_json(terminal))
+
+    def drop(self) -> None:
+        """End without a word; see `ports.Channel`."""
+        if self.asked.session:
+            self._tell(words.end_session(self.asked))
+        elif self.asked.kind == "query":
+            self._tell(words.not_recognized(self.asked))
+        self._end()
+
+    def abandon(self) -> None:
+        """Leave the question to the broker, which brings it again; see `ports.Channel`."""
+        self._receipt.forget()
+        self._close()
+
+    def fail(self, code: str) -> None:
+        """Tell in a short sentence that there is no answer."""
+        text = apology(code, *self._languages)
+        if self.asked.session:
+            self._tell(words.end_session(self.asked, text))
+        else:
+            self._say(text)
+            if self.asked.kind == "query":
+                self._tell(words.not_recognized(self.asked))
+        self._end()
+
+    # -------------------------------------------------------------------------------------------------------- speaking
+
+    def _answer(self, text: str, *, ask: bool) -> None:
+        if self.asked.session:
+            said = words.continue_session if ask else words.end_session
+            self._tell(said(self.asked, text))
+        else:
+            if not self._sentences:
+                self._say(text)
+            if self.asked.kind == "query":
+                self._tell(words.intent(self.asked, text))
+        self._end()
+
+    def _say(self, text: str) -> None:
+        self._tell(words.say(self.asked, text, str(uuid4())))
+
+    def _tell(self, said: words.Said) -> None:
+        self._unsafe += 1
+        self._publish(said, self._safe)
+
+    def _safe(self) -> None:
+        self._unsafe -= 1
+        self._look_done()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._close()
+        self._look_done()
+
+    def _close(self) -> None:
+        if self.on_end:
+            self.on_end()
+
+    def _look_done(self) -> None:
+        if self._ended and not self._unsafe:
+            self._receipt.settle()
