@@ -58,8 +58,16 @@ class Clerk:
             self._answer(method, topic, letter, receipt), name=f"admin {method}"
         )
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: self._live.pop(key, None))
+        task.add_done_callback(lambda ended: self._ended(ended, key, topic, letter, receipt))
+
+    def _ended(self, task: asyncio.Task[None], key: str, topic: str, letter: Letter, receipt: Receipt) -> None:
+        """Say so when the answer died by a defect; else the request would come again at each connect."""
+        self._tasks.discard(task)
+        self._live.pop(key, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed by a defect", task.get_name(), exc_info=error)
+            why = InternalError("The daemon failed on this request; its log says why.")
+            self._publish(topic, letter, receipt, _failure(why, letter.payload))
 
     async def _answer(self, method: str, topic: str, letter: Letter, receipt: Receipt) -> None:
         async with aclosing(self._admin.handle(method, letter.payload)) as responses:

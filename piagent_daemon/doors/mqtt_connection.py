@@ -347,8 +347,10 @@ async def _in_thread(call: Callable[[], object], otherwise: Callable[[], object]
             call()
         except (OSError, ValueError) as error:
             failure = error
-        with suppress(RuntimeError):  # the loop is closed: the process ends
+        try:
             loop.call_soon_threadsafe(tell, failure)
+        except RuntimeError:  # the loop is closed: the process ends
+            otherwise()
 
     threading.Thread(target=run, name="mqtt-connect", daemon=True).start()
     try:

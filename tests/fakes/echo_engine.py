@@ -118,13 +118,15 @@ class EchoEngine:
 
     async def handle(self, method: str, payload: bytes) -> AsyncGenerator[AdminResponse, None]:
         self.administered.append((method, payload))
+        if self.defect:
+            raise self.defect
         if self.gate:
             await self.gate.wait()
         if method == "unknown":
             yield AdminResponse(status="error", error=AdminError(code="invalid_request", message="There is none."))
             return
         yield AdminResponse(status="progress", data={"step": 1})
-        yield AdminResponse(status="ok", data=json.loads(payload or b"null"))
+        yield AdminResponse(status="ok", data=json.loads(payload) if payload[:1] == b"{" else None)
 
     @property
     def messages(self) -> list[str]:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import paho.mqtt.client as paho
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -65,6 +65,9 @@ class Bench:
         inbox = self.door._inbox
         while not inbox._queue.empty():
             await inbox._read(inbox._queue.get_nowait())
+        if running := self.door._clerk._tasks:
+            await asyncio.wait(running)
+            await asyncio.sleep(0)
         for number in range(1, len(self.connection.published) + 1):
             self.door._link.outbox.on_puback(number, 0)
 
@@ -102,6 +105,8 @@ def test_every_payload_is_answered_once_or_counted(payload: bytes, named: bool) 
     assert all(is_publishable(topic) for topic, *_ in bench.connection.published)
 
 
+@example(name="request", kind="in")
+@example(name="request/a", kind="cancel")
 @settings(max_examples=300, deadline=None)
 @given(
     name=st.text(st.characters(exclude_categories=["Cs"]), max_size=150),
@@ -127,6 +132,16 @@ def test_no_response_topic_leads_astray(reply_to: str, prefixed: bool) -> None:
     for topic, *_ in bench.connection.published:
         assert is_publishable(topic)
         assert topic.startswith("piagent/")
+
+
+async def test_an_admin_request_that_meets_a_defect_is_answered() -> None:
+    bench = Bench()
+    bench.engine.defect = RuntimeError("a defect")
+    await bench.take("piagent/request/health", b'{"transaction": 3}')
+    (published,) = bench.connection.published
+    assert json.loads(published[1])["error"]["code"] == "internal"
+    assert json.loads(published[1])["transaction"] == 3
+    assert bench.connection.acked == [7]
 
 
 async def test_a_deep_payload_does_no_harm() -> None:
