@@ -209,7 +209,8 @@ API_RULES: tuple[Rule, ...] = (
     _rule(_busy, "", 429, 503, 529),
     _rule(_busy, "overloaded_error|rate_limit|too many requests|engine_overloaded", None),
     _rule(_failed, "", 408, 409, 500, 502, 504, *range(520, 528)),
-    _rule(_failed, "server_error|api_error|timeout_error", None),
+    _rule(_other, "invalid_request", None),
+    _rule(_failed, "", None),
     _REDIRECT,
     _rule(_other),
 )

@@ -248,11 +248,12 @@ def abilities(row: Mapping[str, Any]) -> frozenset[str]:
     kind = row.get("type")
     words |= {kind} if kind in {"vlm", "embeddings"} else set()
     words |= {*_words(_dict(row, "architecture"), "input_modalities"), *_words(row, "supported_parameters")}
-    told = isinstance(kind, str) or said is not None or "architecture" in row
     known = {_WORDS[word] for word in words if word in _WORDS}
-    if told:
-        return frozenset({"embedding"} if "embedding" in known else known | {"completion"})
-    return by_name(str(row.get("id", "")))
+    guess = by_name(str(row.get("id", "")))
+    if "embedding" in known or "embedding" in guess:
+        return frozenset({"embedding"})
+    told = isinstance(kind, str) or said is not None or "architecture" in row
+    return frozenset(known | {"completion"}) if told else guess
 
 
 def by_name(name: str) -> frozenset[str]:

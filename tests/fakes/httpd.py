@@ -52,7 +52,10 @@ class Exchange:
         fields = {"Content-Type": content_type, **(headers or {})}
         if "Content-Length" not in fields:
             fields["Transfer-Encoding"] = "chunked"
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {fields[name]}" for name in fields)]
+        phrase = (
+            HTTPStatus(status).phrase if status in {*HTTPStatus} else "Overloaded"
+        )  # 529 is nobody's but Anthropic's
+        lines = [f"HTTP/1.1 {status} {phrase}", *(f"{name}: {fields[name]}" for name in fields)]
         self._connection.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     async def chunk(self, data: bytes) -> None:

@@ -30,7 +30,12 @@ def timestamp() -> str:
 
 
 class Answer:
-    """Writes an answer in the shape of /api/chat or /api/generate, streamed or whole."""
+    """Writes an answer in the shape of /api/chat or /api/generate, streamed or whole.
+
+    Other protocols override the shape: `content_type`, `line`, `_lines`, `error_line`, `done` and `unfinished`.
+    """
+
+    content_type = NDJSON
 
     def __init__(self, exchange: Exchange, record: Record, behaviour: Behaviour, body: dict[str, Any]) -> None:
         self.exchange = exchange
@@ -55,6 +60,15 @@ class Answer:
     def line(self, text: str, *, thought: bool = False) -> bytes:
         """Return one line that is not the last."""
         return self._lines([(text, thought)])[0]
+
+    def around(self) -> tuple[bytes, bytes]:
+        """Return what stands before and after the text in a line."""
+        start, _, end = self.line("!").partition(b"!")
+        return start, end
+
+    def error_line(self, error: str) -> bytes:
+        """Return the line that reports a failure in mid-answer."""
+        return encode({"error": error}) + b"\n"
 
     def _lines(self, pieces: Iterable[Piece]) -> list[bytes]:
         """Return the lines of tokens that leave together."""
@@ -138,7 +152,7 @@ class Answer:
         """Write lines, each as a chunk of its own, the header before the first."""
         if not self._begun:
             self._begun = True
-            self.exchange.head(200, NDJSON)
+            self.exchange.head(200, self.content_type)
         if self.behaviour.mode == "split":
             for byte in b"".join(lines):
                 await self.exchange.chunk(bytes((byte,)))

@@ -25,6 +25,8 @@ async def refuse(exchange: Exchange, behaviour: Behaviour, body: Any) -> None:
             await exchange.send(
                 429, encode({"error": "you have reached your limit"}), "application/json", {"Retry-After": "1"}
             )
+        case "500":
+            await exchange.send_json(500, {"error": behaviour.error})
         case "503":
             await exchange.send_json(503, {"error": BUSY})
         case "unauthorized":
@@ -100,12 +102,12 @@ async def eof_clean(answer: Answer) -> bool:
 
 async def err(answer: Answer) -> bool:
     """Report an error: a status before the first token, a line with status 200 after it."""
-    error = {"error": answer.behaviour.error}
+    error = answer.behaviour.error
     if answer.stream and answer.written:
-        await answer.send([encode(error) + b"\n"])
+        await answer.send([answer.error_line(error)])
         await answer.exchange.end()
     else:
-        await answer.exchange.send_json(500, error)
+        await answer.exchange.send_json(500, {"error": error})
     return True
 
 
@@ -117,7 +119,7 @@ async def hang(answer: Answer) -> bool:  # noqa: ARG001
 
 async def bad(answer: Answer) -> bool:
     """Send a line that is no JSON, then go on."""
-    return await _odd_line(answer, b'{"model":"m","message":{"role":"assistant","content":"tr\n')
+    return await _odd_line(answer, answer.around()[0] + b"tr\n\n")
 
 
 async def utf8(answer: Answer) -> bool:
@@ -127,16 +129,17 @@ async def utf8(answer: Answer) -> bool:
 
 async def hugeline(answer: Answer) -> bool:
     """Send one line of many megabytes."""
-    await _odd_line(answer, b'{"model":"m","message":{"role":"assistant","content":"')
+    start, end = answer.around()
+    await _odd_line(answer, start)
     for _ in range(answer.behaviour.size // 65_536):
         await answer.exchange.chunk(b"a" * 65_536)
         await asyncio.sleep(0)
-    return await _odd_line(answer, b'"},"done":false}\n')
+    return await _odd_line(answer, end)
 
 
 async def trickle(answer: Answer) -> bool:
     """Send a line byte by byte, slower than anybody should wait, and never come to its end."""
-    await _odd_line(answer, b'{"model":"m","message":{"role":"assistant","content":"')
+    await _odd_line(answer, answer.around()[0])
     while True:
         await answer.exchange.chunk(b"a")
         await asyncio.sleep(answer.behaviour.trickle_s)

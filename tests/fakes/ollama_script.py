@@ -12,7 +12,7 @@ from tests.fakes.tokens import tokenise
 
 SERVER_WIDE: Final = frozenset({"html502", "redirect", "wrong_service", "not_http", "unauthorized"})
 """Modes of a whole server: as standing mode they answer every path."""
-REFUSING: Final = frozenset({"404", "429", "503", "error_200_first_line", "gzipbomb"})
+REFUSING: Final = frozenset({"404", "429", "500", "503", "error_200_first_line", "gzipbomb"})
 """Modes that answer a call of the model before the model is asked; as standing mode also a preload."""
 BREAKING: Final = frozenset(
     {"rst", "eof", "eof_clean", "bad", "err", "hang", "trickle", "hugeline", "utf8", "runner_dies"}
