@@ -12,7 +12,18 @@ _EMOJI = (
     "\u25aa\u25ab\u25b6\u25c0\u25fb-\u25fe\u2934\u2935\u3030\u303d\u3297\u3299"
 )
 _STOPS = ".!?:;,…。！？：；，、؟۔।"
+_QUOTES = "\"'”’“»«›)]）」』"
 _QUESTIONS = "?？﹖؟⁇⁈⁉‽⸮՞፧꘏꛷𑅃\u037e"
+
+_LINKS = {
+    "a link": "the a of to and in is for it you this see here more with on can at",
+    "ein Link": "der die das und ist zu den von mit ein eine auf für sie ich nicht hier mehr siehe unter im dem",
+    "un lien": "le la les et est de des un une pour vous sur dans voici avec voir du ce plus ici",
+    "un enlace": "el la los las y es de un una para en con ver aquí más del puede este esta",
+    "un link": "il lo la gli e di che per con una del qui più è si da",
+    "een link": "de het een en van is op voor met dat hier meer zie",
+}
+"""How one says it, and words that tell the language by being common."""
 
 _PLAIN = r"[^\W_](?:[^\W_]|[ ,;:!?'’\"“”()%°€$/+=-]|\.(?!\.))*"
 _BLANK = r"\n\s*\n"
@@ -29,10 +40,14 @@ _LEADS = frozenset("-*+•>#[")
 _EMOJIS = rf"[{_EMOJI}][{_EMOJI}\u200d\ufe0f\u20e3]*|[\ufe0f\u20e3]"
 _SPECIAL = r"<\|[^<>|]*\|>"
 _ADDRESS = r"<((?:https?|ftp)://[^<>\s]*)>"
+_BREAK = r"(?i)</?(?:br|p|li|div|tr|td|h[1-6])(?![a-z0-9])[^<>]*>(?=[^\W_])"
 _TAG = r"</?[A-Za-z][^<>]*>"
 _FOOTNOTE = r"\[\^[^\[\]\s]*\]"
 _LINK = r"!?\[([^\[\]]*)\](?:\([^()\n]*(?:\([^()\n]*\)[^()\n]*)?\)|\[[^\[\]\n]*\])"
-_URL = r"(?i)\b(?:https?://|ftp://|www\.)[^\s<>\"”»]*[^\s<>\"”»).,;:!?'’*_`\]]"
+_URL = (
+    r"(?i)(?:https?://|ftp://|(?<![a-z0-9])www\.)[^\s<>\"”»\u3000-\u9fff\uff00-\uffef]*"
+    r"[^\s<>\"”»).,;:!?'’*_`\]\u3000-\u9fff\uff00-\uffef]"
+)
 _TIMES = r"(?<=\d) ?\* ?(?=\d)"
 _STRIKE = r"~~+"
 _ESCAPE = r"\\(?=[!-/:-@\[-`{-~])"
@@ -43,20 +58,20 @@ _ASKED = rf"[{_QUESTIONS}][{_QUESTIONS}!！\s\"'“”‘’«»‹›„)\]}}�
 _ASKED_IN_GREEK = r"[\u0370-\u03ff\u1f00-\u1fff];[\s\"'”’»*_]*\Z"
 
 
-def speakable(markdown: str) -> str:
+def speakable(markdown: str, *, context: str = "") -> str:
     """Return a reply as one line to be read aloud.
 
-    Without Markdown, tables, code blocks, emoji, thinking and tags; an address becomes "a link". Doing it twice changes
-    nothing more.
+    Without Markdown, tables, code blocks, emoji, thinking and tags; an address becomes "a link" in the language of the
+    text and of `context`, the text before it. Doing it twice changes nothing more.
     """
     text = markdown.strip()
     if re.fullmatch(_PLAIN, text) and "://" not in text and "  " not in text and "www." not in text.lower():
         return text
     for _ in range(PASSES):
-        before, text = text, _once(text)
+        before, text = text, _once(text, context)
         if text == before or not re.search(_ACTIVE, text):
             return text
-    return _once(re.sub(_SIGNS, " ", text))
+    return _once(re.sub(_SIGNS, " ", text), context)
 
 
 def expects_reply(text: str) -> bool:
@@ -65,25 +80,42 @@ def expects_reply(text: str) -> bool:
     return bool(re.search(_ASKED, tail) or re.search(_ASKED_IN_GREEK, tail))
 
 
-def _once(text: str) -> str:
+def stopped(line: str) -> str:
+    """Return a line with a stop at its end, so that a voice pauses there."""
+    return line if line.rstrip(_QUOTES)[-1:] in _STOPS else f"{line}."
+
+
+def link_in(text: str) -> str:
+    """Return how one says "a link" in the language of `text`."""
+    if re.search("[\u3040-\u30ff]", text):
+        return "リンク"
+    if re.search("[\u4e00-\u9fff]", text):
+        return "一个链接"
+    words = set(re.findall(r"[^\W\d_]+", re.sub(_URL, "", text).lower()))
+    found = {link: len(words.intersection(common.split())) for link, common in _LINKS.items()}
+    return max(found, key=lambda link: found[link])
+
+
+def _once(text: str, context: str) -> str:
     for opening, closing in _THOUGHTS:
         text = _without(text, opening, closing)
     text = "\n".join(_blocks(re.sub(_BLANK, "\n\n", text)))
-    return _joined(_inline(text).split("\n"))
+    return _joined(_inline(text, context).split("\n"))
 
 
-def _inline(text: str) -> str:
+def _inline(text: str, context: str) -> str:
     """Take markup out of running text; a pattern is only tried where its sign is there."""
     if not text.isascii():
         text = re.sub(_EMOJIS, "", text)
     if "\\" in text:
         text = re.sub(_ESCAPE, "", text)
     if "<" in text:
-        text = re.sub(_TAG, "", re.sub(_ADDRESS, r"\1", re.sub(_SPECIAL, "", text)))
+        text = re.sub(_ADDRESS, r"\1", re.sub(_SPECIAL, "", text))
+        text = re.sub(_TAG, "", re.sub(_BREAK, " ", text))
     if "[" in text:
         text = re.sub(_LINK, r"\1", re.sub(_FOOTNOTE, "", text))
     if "://" in text or "www." in text.lower():
-        text = re.sub(_URL, "a link", text)
+        text = re.sub(_URL, link_in(context + text), text)
     if "*" in text:
         text = re.sub(_TIMES, " × ", text).replace("*", "")
     if "_" in text:
@@ -124,7 +156,7 @@ def _blocks(text: str) -> list[str]:
         mark = fences.match(line) if lead in {"`", "~"} else None
         if fence:
             fence = "" if mark and line.startswith(fence) and not line.strip(fence[0]) else fence
-        elif mark:
+        elif mark and not (lead == "`" and "`" in line[mark.end() :]):
             close()
             fence = mark[0]
         elif not line or (lead in _RULERS and rule.fullmatch(line)):
@@ -151,5 +183,4 @@ def _blocks(text: str) -> list[str]:
 def _joined(blocks: list[str]) -> str:
     """Join blocks to one line; a block that ends without a stop gets one, so that the voice pauses there."""
     lines = [line for block in blocks if (line := " ".join(block.split()))]
-    ended = [line if line[-1] in _STOPS else f"{line}." for line in lines[:-1]]
-    return " ".join([*ended, *lines[-1:]])
+    return " ".join([*map(stopped, lines[:-1]), *lines[-1:]])

@@ -1,0 +1,50 @@
+"""Words that a full stop follows without ending the sentence, in the languages of the house: lower case, no last stop.
+
+All languages in one: which one a text is in is not known when its first sentence has to go out, and few words clash.
+"""
+
+from typing import Final
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ALWAYS: Final = _words(
+    "dr dra prof profa mr mrs ms mx st gen capt lt sgt sen gov rev hon mt vs cf viz e.g eg i.e approx"
+    " hr fr frl bzw ca vgl evtl ggf inkl exkl zzgl bspw bzgl sog z.b d.h u.a i.d.r s.o s.u m.e nr tel geb gest mio mrd"
+    " mme mlle p.ex env av sr sra srta dña ud uds vd vds pág págs aprox p.ej ej ee sto sta"
+    " sig dott dhr mevr bijv d.w.z o.a m.b.t"
+)
+"""The sentence goes on whatever comes: Dr. Smith, z. B. Milch."""
+
+BEFORE_NUMBER: Final = _words(
+    "no nos art fig figs p pp vol ch chap sec sect kap abs abb s cap núm num tab eq ver v ext apt op str min max bd"
+    " jan feb febr mar mär apr jun jul aug sep sept oct okt nov dec dez janv févr juil déc ene abr ago dic"
+)
+"""It goes on when a number comes: No. 5 and Jan. 3, but not "The answer is no. Then"."""
+
+OFTEN_LAST: Final = _words(
+    "etc usw usf ecc enz inc ltd co corp jr a.m p.m ph.d uu b.c a.d u.s.w u.v.m jh jhd o.ä bros dept ave blvd rd"
+)
+"""It goes on only when a small letter or a number comes: 5 p.m. today, but "at 5 p.m. Then"."""
+
+MONTHS: Final = _words(
+    "januar jänner februar märz april mai juni juli august september oktober november dezember"
+    " january february march may june july october december"
+)
+ORDINAL_BEFORE: Final = _words(
+    "am der die das dem den des im vom zum zur beim bis ab seit jeder jede jedes jeden jedem ein eine einen einem kein"
+    " mein dein sein ihr unser euer diesem dieser diesen dieses"
+)
+"""German words before an ordinal number, which is written with a full stop: das 2. Mal, der 1. Weltkrieg."""
+
+STARTERS: Final = _words(
+    "the it it's this that these those he she we they i i'm i'll you there here in on at for but and so if when what"
+    " how why yes no a an my your our his her its after as by to let please then now also"
+    " der die das es er sie wir ich du ihr ein eine dies diese dieser dann danach aber und wenn was wie ja nein auf für"
+    " hier dort auch bitte ist sonst jetzt heute morgen außerdem"
+    " le la les l'an il elle nous vous je tu ce cette ces un une des et mais si dans en pour c'est puis"
+    " el los las y pero este esta esto yo él ella después luego también"
+)
+"""Words that begin many sentences: after an initial or a number they tell that a new one begins."""
