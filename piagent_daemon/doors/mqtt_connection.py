@@ -9,8 +9,6 @@ import asyncio
 import logging
 import socket
 import ssl
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
@@ -23,6 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from piagent_daemon.doors import mqtt_trouble
+from piagent_daemon.doors.mqtt_task import in_thread
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import Topics
 
@@ -131,7 +130,7 @@ class Connection:
         """
         self._loop = asyncio.get_running_loop()
         self._opening = True
-        await _in_thread(self._connect, otherwise=self._client.disconnect)
+        await in_thread(self._connect, otherwise=self._client.disconnect)
         self._opening = False
         sock = self._client.socket()
         if sock is None:
@@ -326,36 +325,3 @@ def _quick_ack(sock: socket.socket) -> None:
     if option := getattr(socket, "TCP_QUICKACK", None):
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, 1)
-
-
-async def _in_thread(call: Callable[[], object], otherwise: Callable[[], object]) -> None:
-    """Run `call` in a thread that does not hold up the end of the process; `otherwise` undoes it when nobody waits."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def tell(error: OSError | ValueError | None) -> None:
-        if done.cancelled():
-            otherwise()
-        elif error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        failure: OSError | ValueError | None = None
-        try:
-            call()
-        except (OSError, ValueError) as error:
-            failure = error
-        try:
-            loop.call_soon_threadsafe(tell, failure)
-        except RuntimeError:  # the loop is closed: the process ends
-            otherwise()
-
-    threading.Thread(target=run, name="mqtt-connect", daemon=True).start()
-    try:
-        await done
-    except asyncio.CancelledError:
-        if not done.cancelled():
-            otherwise()
-        raise

@@ -190,8 +190,8 @@ class Outbox:
     def take_poison(self, connection: Connection, end: End) -> bool:
         """Find the message at which the broker closes the connection again and again, and take it out.
 
-        The broker handles our messages in order, so it is the oldest one without a PUBACK. Returns whether there was
-        one; its `done` hears POISONED, the others are sent on the next connection.
+        The broker handles our messages in order, so it is the oldest one without a PUBACK. Returns whether one is under
+        suspicion: at the second loss. At the third its `done` hears POISONED; the others go on the next connection.
         """
         oldest = next(iter(self._unacked.values()), None)
         innocent = end.kind != "lost" or end.lasted_s >= SHORT_S or end.code in {TAKEN_OVER, KEEPALIVE_TIMEOUT}
@@ -200,7 +200,7 @@ class Outbox:
             return False
         self._suspect = (oldest, self._suspect[1] + 1 if self._suspect[0] is oldest else 1)
         if self._suspect[1] < POISON_LOSSES:
-            return False
+            return self._suspect[1] > 1
         log.error("the broker closed the connection %d times at one message on %.64r", POISON_LOSSES, oldest.topic)
         connection.forget()
         del self._unacked[next(iter(self._unacked))]

@@ -1,7 +1,8 @@
-"""A task that must not end."""
+"""A task that must not end, and a thread that nobody has to wait for."""
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -41,3 +42,39 @@ class LastingTask:
         if self._task and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
+
+
+async def in_thread(call: Callable[[], object], otherwise: Callable[[], object]) -> None:
+    """Run `call` in a thread that does not hold up the end of the process; `otherwise` undoes it when nobody waits.
+
+    Raises the OSError or ValueError of `call`, which must raise no other.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: OSError | ValueError | None) -> None:
+        if done.cancelled():
+            otherwise()
+        elif error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        failure: OSError | ValueError | None = None
+        try:
+            call()
+        except (OSError, ValueError) as error:
+            failure = error
+        try:
+            loop.call_soon_threadsafe(tell, failure)
+        except RuntimeError:  # the loop is closed: the process ends
+            otherwise()
+
+    threading.Thread(target=run, name="mqtt-connect", daemon=True).start()
+    try:
+        await done
+    except asyncio.CancelledError:
+        if not done.cancelled():
+            otherwise()
+        raise

@@ -63,7 +63,8 @@ class End:
     """How a try to be connected ended.
 
     `failed`: no connection (`error`); `unheard`: closed or silent before the CONNACK; `refused`: a CONNACK that says no
-    (`code`); `lost`: was connected for `lasted_s` seconds. `poisoned` tells that one of our own packets was the cause.
+    (`code`); `lost`: was connected for `lasted_s` seconds. `poisoned` tells that one of our own messages seems to be the
+    cause.
     """
 
     kind: Literal["failed", "unheard", "refused", "lost"]
@@ -140,8 +141,7 @@ class Reconnect:
         """Return the seconds to wait; `now` is monotonic."""
         if end.kind == "lost":
             return self._after_loss(end, now)
-        # the broker was away, so what broke before was no takeover
-        self._takeovers = deque(entry for entry in self._takeovers if entry[1])
+        self._forget_guesses()
         self._short_losses = 0
         if self._changes_protocol(end):
             return 0.0
@@ -155,7 +155,9 @@ class Reconnect:
         if end.lasted_s >= STABLE_S:
             self.duel = False
         definite = end.code == TAKEN_OVER
-        if definite or (end.lasted_s < SHORT_S and end.code in {0, UNSPECIFIED} and not end.poisoned):
+        if end.poisoned:
+            self._forget_guesses()
+        elif definite or (end.lasted_s < SHORT_S and end.code in {0, UNSPECIFIED}):
             self._takeovers.append((now, definite))
         while self._takeovers and now - self._takeovers[0][0] > DUEL_WINDOW_S:
             self._takeovers.popleft()
@@ -167,6 +169,10 @@ class Reconnect:
             return full_jitter(self._short_losses, 0.5, LIMIT_S, draw=self._draw)
         # at once: a broker that is gone refuses now, one where we were taken over accepts, and that tells them apart
         return 0.0
+
+    def _forget_guesses(self) -> None:
+        """Take back what looked like a takeover: the broker was away, or one of our own messages was the cause."""
+        self._takeovers = deque(entry for entry in self._takeovers if entry[1])
 
     def _changes_protocol(self, end: End) -> bool:
         if self._pinned:

@@ -127,6 +127,13 @@ def test_a_broker_that_restarts_is_no_duel(other: End) -> None:
     assert not policy.duel
 
 
+def test_poison_behind_other_losses_is_no_duel() -> None:
+    policy = Reconnect("auto", chance())
+    for poisoned in (False, False, True, True, False, True, True):
+        policy.after(lost(0.1, poisoned=poisoned), 0.0)
+    assert not policy.duel
+
+
 def test_takeovers_far_apart_are_no_duel() -> None:
     policy = Reconnect("auto", chance())
     for number in range(20):
