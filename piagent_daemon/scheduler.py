@@ -121,6 +121,9 @@ class Scheduler:
             received=incoming.received,
             durable=incoming.delivery.durable,
         )
+        if self._draining and job.durable:  # it came in just before, and the transport brings it again
+            channel.abandon()
+            return
         self._live[job.conversation_id, job.request_id] = job
         if refusal := self._refusal(job):
             self._start_errand(self._refuse(job, refusal))
@@ -146,7 +149,7 @@ class Scheduler:
             self._tally.overload()
             self._start_errand(self._refuse(job, Busy("Too many requests wait; ask again in a moment.")))
             return
-        lane.agent = job.agent.name
+        lane.agent = job.request.agent or lane.agent
         if self._config.settings.log_messages:
             log.debug("conversation %.64r asks: %s", job.conversation_id, job.request.message)
         position = 0 if starts_now else self._waiting + 1

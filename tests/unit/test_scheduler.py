@@ -352,6 +352,13 @@ async def test_nothing_begins_while_what_ran_is_given_back(world: World, monkeyp
     assert world.scheduler.queue.active == 0
 
 
+async def test_what_comes_in_during_the_drain_is_left_to_the_broker(world: World) -> None:
+    await world.scheduler.drain(0.01, asyncio.Event())
+    durable = await world.submit("durable")
+    assert (durable.abandoned, durable.kinds) == (1, [])
+    assert code(await (await world.submit("unkept", durable=False)).terminal()) == "shutting_down"
+
+
 async def test_a_second_signal_ends_the_drain(world: World) -> None:
     world.hold()
     await world.speaking(await world.submit("durable"))
