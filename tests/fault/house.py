@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
+import pytest
+
 from tests.conftest import DaemonFactory
 from tests.fakes.answers import Event, admin
 from tests.fakes.broker import Mosquitto
@@ -26,7 +28,7 @@ RSS_MB: Final = 150.0
 LAG_S: Final = 1.0
 WATCHDOG_S: Final = 1.0
 SETTINGS: Final = {"mqtt_username": "piagent", "mqtt_password": PASSWORD, "ollama_api_key": API_KEY}
-_SPED_UP: Final = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+_FAKETIME: Final = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 _ROOM: Final = re.compile(r"\[room ([^\]]+)\]")
 _LOG_LINE: Final = re.compile(
     r"(?P<way>Sending|Received) (?P<kind>PUBLISH|PUBACK) (?:to|from) (?P<client>\S+) "
@@ -36,13 +38,12 @@ _LOG_LINE: Final = re.compile(
 Protocol = Literal["auto", "5", "311"]
 
 
-def faster(factor: int) -> dict[str, str]:
-    """Return the environment of a process for which every second lasts a `factor`-th; needs libfaketime."""
-    import pytest  # noqa: PLC0415
-
-    if _SPED_UP is None:
+def faketime(factor: int = 1) -> dict[str, str]:
+    """Return the environment of a process under libfaketime, for which time goes `factor` times as fast."""
+    if _FAKETIME is None:
         pytest.skip("libfaketime is not installed")
-    return {"LD_PRELOAD": str(_SPED_UP), "FAKETIME": f"+0 x{factor}", "FAKETIME_NO_CACHE": "1"}
+    speed = {"FAKETIME": f"+0 x{factor}"} if factor > 1 else {}
+    return {"LD_PRELOAD": str(_FAKETIME), **speed}
 
 
 class House:
@@ -72,13 +73,15 @@ class House:
         self.asked: dict[str, str] = {}
         self.crowded: set[str] = set()
         """Rooms to which more was sent than is in `asked`."""
+        self.watched = True
+        """False where the pings of the watchdog were kept from us, so that they prove nothing."""
         self._start = start
         self._late = late
         self._wait = wait
         self._stack = AsyncExitStack()
         self._observer: Observer | None = None
         self._process: DaemonProcess | None = None
-        self._env = {**(faster(fast) if fast > 1 else {}), **(env or {})}
+        self._env = {**(faketime(fast) if fast > 1 else {}), **(env or {})}
         self._settings = {
             "mqtt_port": broker.port,
             "ollama_host": server.url,
@@ -204,7 +207,7 @@ class House:
         process = self.process
         assert process.running, self.log[-3000:]
         assert process.peak_rss_mb() < RSS_MB
-        assert self.lag_s() < LAG_S
+        assert not self.watched or self.lag_s() < LAG_S
         before = len(self.observer.messages)
         assert (await self.now())["status"] in {"ok", "degraded"}
         started = time.monotonic()
