@@ -4,6 +4,7 @@ import argparse
 import faulthandler
 
 from piagent_daemon import app
+from piagent_daemon.log import STDERR
 from piagent_daemon.settings import load_settings
 
 
@@ -13,5 +14,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon; return its exit code."""
-    faulthandler.enable()  # systemd's watchdog ends a hanging loop by SIGABRT: this says where it hung
-    return app.run(load_settings(args.config))
+    loaded = load_settings(args.config)
+    faulthandler.enable(STDERR)  # systemd's watchdog ends a hanging loop by SIGABRT: this says where it hung
+    return app.run(loaded)
