@@ -63,8 +63,8 @@ class End:
     """How a try to be connected ended.
 
     `failed`: no connection (`error`); `unheard`: closed or silent before the CONNACK; `refused`: a CONNACK that says no
-    (`code`); `lost`: was connected for `lasted_s` seconds. `poisoned` tells that one of our own messages seems to be the
-    cause.
+    (`code`); `lost`: was connected for `lasted_s` seconds. `poisoned` tells that one of our own messages seems to
+    be the cause.
     """
 
     kind: Literal["failed", "unheard", "refused", "lost"]
