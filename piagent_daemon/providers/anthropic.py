@@ -10,10 +10,11 @@ from piagent_daemon.errors import ConfigError, ModelNotFound, ProviderError
 from piagent_daemon.providers import anthropic_wire as wire
 from piagent_daemon.providers.address import parse_address
 from piagent_daemon.providers.answer import Hear, look, relay
+from piagent_daemon.providers.api_rules import API_RULES
 from piagent_daemon.providers.client import Http, LineStream
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
-from piagent_daemon.providers.fault_rules import API_RULES, Site
+from piagent_daemon.providers.fault_rules import Site
 from piagent_daemon.providers.refusals import Refusals
 from piagent_daemon.values import ChatRequest, Delta, ModelInfo, ProviderState, PullProgress
 

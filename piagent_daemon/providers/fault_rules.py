@@ -1,7 +1,6 @@
-"""The table that turns what a model server says into the errors of the contract; one for each family of servers.
+"""The table that turns what Ollama says into the errors of the contract, and what other tables are made of.
 
-Sources: Ollama's words as measured against 0.33 (llama-server's JSON comes nested as a string inside "error"); the
-pages on errors of the OpenAI and Anthropic APIs; the words of llama-server, LM Studio, vLLM, text-generation-inference.
+Source: Ollama's words as measured against 0.33 (llama-server's JSON comes nested as a string inside "error").
 """
 
 import re
@@ -70,24 +69,25 @@ def model_not_found(model: str, site: Site) -> ModelNotFound:
     )
 
 
-def _overflow(fault: Fault) -> PiagentError:
+def overflow(fault: Fault) -> PiagentError:
+    """Make the error for a prompt that does not fit, with its size where the server named it."""
     tokens = fault.prompt_tokens or _prompt_tokens(fault.words)
     return ContextOverflow(f"the prompt does not fit the model's context: {fault.words}", tokens)
 
 
-_TOKENS = re.compile(
+_TOKENS = (
     r"resulted in (\d+) tokens|\((\d+) in the messages|prompt is too long: (\d+) tokens|keep the first (\d+) tokens"
-    r"|given: (\d+) `inputs`|(\d+) input tokens|request \((\d+) tokens\)",
-    re.IGNORECASE,
+    r"|given: (\d+) `inputs`|(\d+) input tokens|request \((\d+) tokens\)"
 )
 
 
 def _prompt_tokens(words: str) -> int | None:
-    found = _TOKENS.search(words)
+    found = re.search(_TOKENS, words, re.IGNORECASE)
     return int(next(filter(None, found.groups()))[:12]) if found else None
 
 
-def _not_found(fault: Fault) -> PiagentError:
+def not_found(fault: Fault) -> PiagentError:
+    """Make the error for a model that the server lacks."""
     return model_not_found(fault.model, fault.site)
 
 
@@ -95,7 +95,8 @@ def _not_published(fault: Fault) -> PiagentError:
     return ModelNotFound(f"there is no model {fault.model!r} to pull: {fault.words}")
 
 
-def _no_key(fault: Fault) -> PiagentError:
+def no_key(fault: Fault) -> PiagentError:
+    """Make the error for a key that was refused."""
     said = f" ({fault.words})" if fault.words else ""
     return Unauthorized(f"the model server refused the key{said}: check {fault.site.key_setting}")
 
@@ -107,27 +108,16 @@ def _foreign(_: Fault) -> PiagentError:
     )
 
 
-def _busy(fault: Fault) -> PiagentError:
-    return _passing(fault, "the model server is overloaded")
-
-
-def _loading(fault: Fault) -> PiagentError:
-    return _passing(fault, "the model server still loads the model")
-
-
-def _unpaid(fault: Fault) -> PiagentError:
-    return _passing(fault, "the model server wants to be paid first")
-
-
-def _failed(fault: Fault) -> PiagentError:
-    return _passing(fault, "the model server failed" + (f" with status {fault.status}" if fault.status else ""))
+def busy(fault: Fault) -> PiagentError:
+    """Make the error for a server that has too much to do."""
+    return passing(fault, "the model server is overloaded")
 
 
 def _died(fault: Fault) -> PiagentError:
-    return _passing(fault, "the model server's runner failed")
+    return passing(fault, "the model server's runner failed")
 
 
-def _passing(fault: Fault, what: str) -> PiagentError:
+def passing(fault: Fault, what: str) -> PiagentError:
     """Return an error that a new try or another server may cure, as long as no text was given on."""
     message = f"{what}: {fault.words or (f'status {fault.status}' if fault.status else 'without a word')}"
     if fault.started:
@@ -135,85 +125,50 @@ def _passing(fault: Fault, what: str) -> PiagentError:
     return ProviderUnavailable(message, retry_after_s=fault.retry_after_s)
 
 
-def _redirect(fault: Fault) -> PiagentError:
+def redirect(fault: Fault) -> PiagentError:
+    """Make the error for an answer from somewhere else."""
     return ProviderError(
         f"the model server answered with a redirect ({fault.status}): let {fault.site.url_setting} name its end"
     )
 
 
-def _no_such_path(fault: Fault) -> PiagentError:
-    return ProviderError(
-        f"the model server does not know this address (404): {fault.words or 'without a word'}; "
-        f"is {fault.site.url_setting} right?"
-    )
-
-
-def _other(fault: Fault) -> PiagentError:
+def other(fault: Fault) -> PiagentError:
+    """Make the error for what no other rule knows."""
     status = "" if fault.status is None else f" with status {fault.status}"
     return ProviderError(f"the model server failed{status}: {fault.words or 'without a word'}")
 
 
-def _rule(make: Make, words: str = "", *statuses: int | None) -> Rule:
+def rule(make: Make, words: str = "", *statuses: int | None) -> Rule:
+    """Return a rule; `words` is a regular expression, whatever the case."""
     return Rule(statuses, re.compile(words, re.IGNORECASE) if words else None, make)
 
 
-_REDIRECT = _rule(_redirect, "", 301, 302, 303, 307, 308)
-_REFUSED = (400, 413, 422, 500, None)
+REDIRECT = rule(redirect, "", 301, 302, 303, 307, 308)
+REFUSED = (400, 413, 422, 500, None)
 
 OLLAMA_RULES: tuple[Rule, ...] = (
-    _rule(
-        _overflow,
+    rule(
+        overflow,
         "exceed_context_size|exceeds the available context size|prompt is longer than the context"
         "|input length exceeds the context",
-        *_REFUSED,
+        *REFUSED,
     ),
-    _rule(_not_published, "pull model manifest.*(does not exist|not found|status: 404)", 500, None),
-    _rule(_not_found, "model.*(not found|does not exist)", 404, 400, None),
-    _rule(_foreign, r"^$", 403),
-    _rule(_no_key, "", 401, 403),
-    _rule(_no_key, "^unauthorized", None),
-    _rule(_busy, "", 429, 503),
-    _rule(_busy, "server busy|maximum pending requests|too many (concurrent )?requests", None),
-    _rule(
+    rule(_not_published, "pull model manifest.*(does not exist|not found|status: 404)", 500, None),
+    rule(not_found, "model.*(not found|does not exist)", 404, 400, None),
+    rule(_foreign, r"^$", 403),
+    rule(no_key, "", 401, 403),
+    rule(no_key, "^unauthorized", None),
+    rule(busy, "", 429, 503),
+    rule(busy, "server busy|maximum pending requests|too many (concurrent )?requests", None),
+    rule(
         _died,
         "error was encountered while running the model|process has terminated|runner has unexpectedly stopped"
         "|runner process no longer running|timed out waiting for .*(runner|server)",
         *(500, None),
     ),
-    _REDIRECT,
-    _rule(_other),
+    REDIRECT,
+    rule(other),
 )
 """The first that fits decides; the last fits everything."""
-
-API_RULES: tuple[Rule, ...] = (
-    _rule(
-        _overflow,
-        "exceed_context_size|context_length_exceeded|exceeds the available context size|maximum context length"
-        "|prompt is too long|exceed context limit|context length is only|context length of only"
-        "|context (size|length|window) (has been )?exceeded|reached context length|exceeds? the context"
-        r"|tokens \+ `?max_new_tokens`? must be|input is too large to process",
-        *_REFUSED,
-    ),
-    _rule(_unpaid, "", 402),
-    _rule(_unpaid, "credit balance|insufficient_quota|billing_error|payment required", 400, 403, 429, None),
-    _rule(_no_key, "", 401, 403),
-    _rule(_no_key, "authentication_error|invalid_api_key|permission_error", None),
-    _rule(
-        _not_found,
-        "model_not_found|model_not_supported|not_found_error.*model|model.*(not found|does not exist|not exist)"
-        "|invalid model identifier|not supported by any provider",
-        *(400, 404, 422, None),
-    ),
-    _rule(_no_such_path, "", 404, 405),
-    _rule(_loading, "loading model", 503, None),
-    _rule(_busy, "", 429, 503, 529),
-    _rule(_busy, "overloaded_error|rate_limit|too many requests|engine_overloaded", None),
-    _rule(_failed, "", 408, 409, 500, 502, 504, *range(520, 528)),
-    _rule(_other, "invalid_request", None),
-    _rule(_failed, "", None),
-    _REDIRECT,
-    _rule(_other),
-)
-"""For servers that speak like OpenAI or Anthropic: what fails with a status of 500 there passes."""
 
 OLLAMA = Site(OLLAMA_RULES)

@@ -24,12 +24,12 @@ class SseReader(NdjsonReader):
     when it is none. llama-server of 2025 has errors in a field of their own, which become objects like the others.
     """
 
-    __slots__ = ("_data", "_done", "_size_of_data")
+    __slots__ = ("_data", "_done", "_event_bytes")
 
     def __init__(self, limit: int = MAX_LINE_BYTES) -> None:
         super().__init__(limit)
         self._data: list[bytes] = []
-        self._size_of_data = 0
+        self._event_bytes = 0
         self._done = False
 
     def close(self) -> list[dict[str, Any]]:
@@ -37,16 +37,19 @@ class SseReader(NdjsonReader):
         return self.feed(b"\n\n")
 
     def _objects(self, lines: list[bytes]) -> list[dict[str, Any]]:
+        if self._done:
+            return []
         found: list[bytes] = []
+        too_long = False
         for line in lines:
+            if self._done or too_long:
+                break
+            self._event_bytes += len(line) if line[:5] == b"data:" else 0
+            too_long = max(self._event_bytes, len(line)) > self._limit
             if line[-1:] == b"\r":
                 line = line[:-1]  # noqa: PLW2901 - the same line without its end
-            if self._done or self._size_of_data > self._limit:
-                break
             if line[:5] == b"data:":
-                data = line[6:] if line[5:6] == b" " else line[5:]
-                self._data.append(data)
-                self._size_of_data += len(data) + 1
+                self._data.append(line[6:] if line[5:6] == b" " else line[5:])
             elif not line:
                 if self._data:
                     found.append(self._event())
@@ -57,13 +60,13 @@ class SseReader(NdjsonReader):
         if self._done:
             found.pop()
         values = super()._objects(found)
-        if self._size_of_data > self._limit:
+        if too_long:
             self._fail(ProviderError(f"the model server sent an event longer than {self._limit} bytes"), values)
         return [*values, DONE] if self._done and not self._late else values
 
     def _event(self) -> bytes:
         data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
         self._data.clear()
-        self._size_of_data = 0
+        self._event_bytes = 0
         self._done = data.strip() == b"[DONE]"
         return b"[DONE]" if self._done else data

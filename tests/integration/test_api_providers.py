@@ -1,0 +1,193 @@
+"""What only the providers for OpenAI's and Anthropic's protocols do: learn what a model refuses, speak dialects."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from piagent_daemon.errors import ProviderError, ProviderUnavailable, Unauthorized
+from piagent_daemon.providers import make
+from piagent_daemon.providers.config import ProviderConfig
+from tests.fakes.api_server import SSE, event
+from tests.fakes.httpd import Exchange, HttpServer
+from tests.fakes.labs import KEY, PATIENCE, Lab, collect, fake_lab
+
+
+@pytest.fixture
+async def openai() -> AsyncIterator[Lab]:
+    async with fake_lab("openai") as lab:
+        yield lab
+
+
+@pytest.fixture
+async def anthropic() -> AsyncIterator[Lab]:
+    async with fake_lab("anthropic") as lab:
+        yield lab
+
+
+async def test_a_model_is_asked_without_what_it_refused(openai: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    async with openai.provider() as provider:
+        for text in ("one", "two"):
+            assert (await collect(provider, openai.asking(text, model="o4-fussy")))[0] == f"You said: {text}"
+        assert (await collect(provider, openai.asking("three")))[0] == "You said: three"
+    bodies = [record.body for record in openai.server.questions]
+    assert [body.get("temperature") for body in bodies] == [0.5, None, None, 0.5]
+    assert [record.status for record in openai.server.questions] == [400, 200, 200, 200]
+    assert caplog.text.count("'o4-fussy' does not take temperature") == 1
+
+
+async def test_the_other_name_of_the_token_limit_is_learnt() -> None:
+    async with fake_lab("custom") as lab, lab.provider() as provider:
+        for text in ("one", "two"):
+            request = lab.asking(text, model="o4-fussy", options={"num_predict": 20})
+            assert (await collect(provider, request))[0] == f"You said: {text}"
+    sent = [(body.get("max_tokens"), body.get("max_completion_tokens")) for body in _bodies(lab)]
+    assert sent[-2:] == [(None, 20), (None, 20)]
+
+
+async def test_options_that_a_server_does_not_know_are_told_once(openai: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    async with openai.provider() as provider:
+        for _ in range(2):
+            await collect(provider, openai.asking(options={"top_k": 5, "min_p": 0.1}))
+    assert "top_k" not in openai.server.questions[0].body
+    assert caplog.text.count("does not know the option top_k") == 1
+
+
+async def test_a_schema_that_is_refused_is_told_in_words(anthropic: Lab) -> None:
+    schema = {"type": "object", "properties": {"on": {"type": "string"}}}
+    async with anthropic.provider() as provider:
+        for _ in range(2):
+            await collect(provider, anthropic.asking(format=schema))
+        text, _, _ = await collect(provider, anthropic.asking("warm", model="fussy", format=schema))
+    assert text == '{"on": "warm"}'
+    statuses = [record.status for record in anthropic.server.questions]
+    assert statuses[:3] == [400, 200, 200]
+    assert "JSON Schema" in anthropic.server.questions[1].body["system"]
+
+
+async def test_thinking_is_asked_for_in_the_way_that_a_model_knows(anthropic: Lab) -> None:
+    wanted: dict[str, Any] = {"think": True, "options": {"num_predict": 1600}}
+    async with anthropic.provider() as provider:
+        for model in ("thinker", "thinker", "fussy", "chatty"):
+            _, thinking, _ = await collect(provider, anthropic.asking(model=model, **wanted))
+            assert bool(thinking) == (model != "chatty")
+        await collect(provider, anthropic.asking(model="fussy"))  # it cannot do without
+    ways = [(body["model"], body.get("thinking", {}).get("type")) for body in _bodies(anthropic)]
+    assert ways[:4] == [("thinker", "adaptive"), ("thinker", "enabled"), ("thinker", "enabled"), ("fussy", "adaptive")]
+    assert ways[-1] == ("fussy", None)
+
+
+async def test_an_overload_in_the_middle_of_a_stream(anthropic: Lab) -> None:
+    async with anthropic.provider() as provider:
+        anthropic.server.next("error_200_first_line", error="Overloaded")
+        with pytest.raises(ProviderUnavailable, match="overloaded: Overloaded"):
+            await collect(provider, anthropic.asking())
+        anthropic.server.next("err", error="Overloaded")
+        with pytest.raises(ProviderError, match="Overloaded") as caught:
+            await collect(provider, anthropic.asking())
+        assert type(caught.value) is ProviderError
+
+
+async def test_the_headers_of_anthropic(anthropic: Lab) -> None:
+    async with anthropic.provider() as provider:
+        await collect(provider, anthropic.asking())
+    headers = anthropic.server.questions[0].headers
+    assert (headers["x-api-key"], headers["anthropic-version"]) == (KEY, "2023-06-01")
+    assert "authorization" not in headers
+
+
+@pytest.mark.parametrize(
+    ("kind", "url", "path"),
+    [
+        ("custom", "", "/v1/chat/completions"),
+        ("custom", "/v1/", "/v1/chat/completions"),
+        ("custom", "/proxy/llm", "/proxy/llm/chat/completions"),
+        ("lmstudio", "/", "/v1/chat/completions"),
+        ("anthropic", "", "/v1/messages"),
+        ("anthropic", "/v1", "/v1/messages"),
+        ("anthropic", "/proxy", "/proxy/v1/messages"),
+    ],
+)
+async def test_base_urls(kind: str, url: str, path: str) -> None:
+    seen: list[str] = []
+
+    async def handle(exchange: Exchange) -> None:
+        seen.append(exchange.path)
+        await exchange.send_json(401, {})
+
+    async with HttpServer(handle) as http:
+        provider = make(ProviderConfig(kind, kind, url=f"http://127.0.0.1:{http.port}{url}", key=KEY, **PATIENCE))
+        with pytest.raises(Unauthorized):
+            await collect(provider, Lab(kind, "").asking())
+        await provider.aclose()
+    assert seen == [path]
+
+
+async def answering(*parts: bytes, hold: bool = False) -> Any:
+    """Return the answer of a server that says `parts` as events, and what is left of time when it came."""
+
+    async def handle(exchange: Exchange) -> None:
+        exchange.head(200, SSE)
+        for part in parts:
+            await exchange.chunk(part)
+        if hold:
+            await asyncio.Event().wait()
+        await exchange.end()
+
+    async with HttpServer(handle) as http:
+        provider = make(ProviderConfig("custom", "custom", url=f"http://127.0.0.1:{http.port}", **PATIENCE))
+        try:
+            return await collect(provider, Lab("custom", "").asking())
+        finally:
+            await provider.aclose()
+
+
+def chunk(text: str, reason: str | None = None, **more: Any) -> bytes:
+    return event({"choices": [{"delta": {"content": text}, "finish_reason": reason}], **more})
+
+
+async def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_stream() -> None:
+    started = time.monotonic()
+    text, _, finish = await answering(chunk("hi", "stop"), event(b"[DONE]"), hold=True)
+    assert (text, finish.reason) == ("hi", "stop")
+    assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([chunk("hi"), event(b"[DONE]")], "without a reason to stop"),
+        ([chunk("hi", "stop")], "without saying that it is complete"),
+        ([chunk("hi")], "without saying that it is complete"),
+        ([chunk("hi"), b'error: {"code":500,"message":"decode failed"}\n\n'], "decode failed"),
+        ([chunk("hi"), event({"error": "quota exceeded"}), event(b"[DONE]")], "quota exceeded"),
+    ],
+)
+async def test_streams_that_only_seem_to_end(parts: list[bytes], words: str) -> None:
+    with pytest.raises(ProviderError, match=words) as caught:
+        await answering(*parts)
+    assert type(caught.value) is ProviderError
+
+
+async def test_comments_keep_nobody_waiting_and_say_nothing() -> None:
+    text, _, _ = await answering(b": PROCESSING\n\n", b": PROCESSING\n\n", chunk("hi", "stop"), event(b"[DONE]"))
+    assert text == "hi"
+
+
+async def test_a_list_of_models_that_is_missing_is_no_missing_model(caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(exchange: Exchange) -> None:
+        await exchange.send_json(200, {"object": "list", "data": []})
+
+    async with HttpServer(handle) as http:
+        provider = make(ProviderConfig("lmstudio", "lmstudio", url=f"http://127.0.0.1:{http.port}", **PATIENCE))
+        with caplog.at_level(logging.DEBUG):
+            state = await provider.probe("any")
+        assert (state.reachable, state.model_found, state.error) == (True, None, None)
+        await provider.aclose()
+
+
+def _bodies(lab: Lab) -> list[dict[str, Any]]:
+    return [record.body for record in lab.server.questions]
