@@ -174,6 +174,26 @@ async def test_a_start_without_a_broker_counts_after_10_s_and_pings_go_on(
     assert process.status.startswith("ok")
 
 
+BUSY = """---
+context: "{% for a in range(n) %}{% for b in range(n) %}{% endfor %}{% endfor %}"
+---
+You are stuck.
+""".replace("n)", "5000)")
+
+
+async def test_nothing_is_pinged_while_the_loop_stands_still(
+    daemon: DaemonFactory, model_server: FakeOllama, observer: Observer, tmp_path: Path
+) -> None:
+    (tmp_path / "stuck.md").write_text(BUSY)
+    process = await daemon(ollama_host=model_server.url, prompts_dir=tmp_path, watchdog_s=0.4)
+    await ask(observer, "k", "Hello")
+    await process.notified("WATCHDOG=1", start=len(process.notifications))
+    await ask(observer, "k", {"message": "Hello", "agent": "stuck"}, timeout_s=30)
+    await process.notified("WATCHDOG=1", start=len(process.notifications))
+    pings = [when for when, text in process.notifications if text == "WATCHDOG=1"]
+    assert max(after - before for before, after in itertools.pairwise(pings)) > 0.4
+
+
 async def test_it_runs_without_systemd(daemon: DaemonFactory, model_server: FakeOllama, observer: Observer) -> None:
     process = await daemon(ollama_host=model_server.url, notify=False, wait=False)
     await health_like(observer, status="ok")
@@ -253,6 +273,12 @@ async def test_a_reload_changes_prompts_and_settings_and_a_broken_one_changes_no
     assert (await ask(observer, "c", {"message": "Soup?", "agent": "cook"}))["agent"] == "cook"
     infos = [one.json for one in observer.on(f"{observer.base}/info")]
     assert [agent["name"] for agent in infos[-1]["agents"]] == ["cook", "general", "voice"]
+    # an answer that runs goes on as it began
+    model_server.next(tokens=LONG[:40], tokens_per_s=100)
+    await observer.publish(f"{observer.base}/e/in", {"message": "A story", "id": "story"})
+    await observer.wait(lambda one: one.field("type") == "chunk" and one.field("request_id") == "story")
+    await reload()
+    assert (await observer.terminal("story"))["reply"] == "".join(LONG[:40])
     # broken: the old ones stay in force, and everybody is told
     for path, broken, names in (
         (prompts / "cook.md", "---\ncolour: red\n---\nYou burn.\n", ["cook.md:2", "colour"]),
