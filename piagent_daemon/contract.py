@@ -81,9 +81,13 @@ class Request(Noun):
 
 
 class CancelRequest(Noun):
-    """Stops the running answer; without an id it also drops what waits."""
+    """Stops the running answer; without an id it also drops what waits.
+
+    `spoken_index` tells which sentence was the last that was spoken, -1 for none: only those are remembered.
+    """
 
     id: Id | None = None
+    spoken_index: int | None = Field(default=None, ge=-1)
 
 
 # ------------------------------------------------------------------------------------------------------------ events

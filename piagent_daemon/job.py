@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import ErrorEvent, Event, Request
@@ -11,6 +11,7 @@ from piagent_daemon.ports import Channel, Clock
 
 E = TypeVar("E", bound=Event)
 Stop = Literal["cancelled", "shutdown"]
+NEVER: Final = float("inf")
 
 
 class Stamp:
@@ -38,7 +39,11 @@ class Stamp:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request that was accepted. `received` is monotonic seconds; `durable` as in `values.Delivery`."""
+    """A request that was accepted. `received` is monotonic seconds; `durable` as in `values.Delivery`.
+
+    `spoken_index`: whoever stopped it heard no sentence beyond that one. `sentence_ends`: for each sentence that went
+    out, how many characters of the answer were heard after it.
+    """
 
     request: Request
     conversation_id: str
@@ -50,11 +55,14 @@ class Job:
     received: float
     durable: bool
     stopped: Stop | None = None
+    spoken_index: int | None = None
+    sentence_ends: tuple[int, ...] = ()
     _close: Callable[[], None] | None = field(default=None, repr=False)
 
-    def stop(self, why: Stop) -> None:
-        """End the running answer as soon as can be; the first reason stays."""
+    def stop(self, why: Stop, spoken_index: int | None = None) -> None:
+        """End the running answer as soon as can be; the first reason stays, and the first word on what was heard."""
         self.stopped = self.stopped or why
+        self.spoken_index = spoken_index if self.spoken_index is None else self.spoken_index
         if self._close:
             self._close()
 
@@ -75,3 +83,9 @@ class Job:
             partial=partial,
             metadata=self.request.metadata,
         )
+
+
+def heard(ends: tuple[int, ...], spoken_index: int | None = None) -> int:
+    """Return how many characters of an answer were heard: of all sentences, or of those up to `spoken_index`."""
+    kept = ends if spoken_index is None else ends[: spoken_index + 1]
+    return kept[-1] if kept else 0

@@ -100,6 +100,12 @@ class ConversationStore(Protocol):
     async def commit(self, outcome: Outcome) -> None:
         """Store a terminal event and the turns that belong to it, all or nothing, durable when this returns."""
 
+    async def shorten(self, conversation_id: str, length: int, heard: int) -> None:
+        """Keep the first `heard` characters of the newest answer, as an interrupted one; 0 forgets it and its question.
+
+        Nothing happens unless that answer has `length` characters.
+        """
+
     async def clear(self, conversation_id: str | None = None) -> int:
         """Forget one conversation or all of them; return how many were forgotten."""
 
@@ -135,8 +141,11 @@ class Intake(Protocol):
     async def submit(self, incoming: Incoming, channel: Channel) -> None:
         """Take one request in; returns when it is queued, refused or a known duplicate, never waits for an answer."""
 
-    def cancel(self, conversation_id: str, request_id: str | None = None) -> None:
-        """Stop the running answer of a conversation; without an id also drop what waits."""
+    def cancel(self, conversation_id: str, request_id: str | None = None, spoken_index: int | None = None) -> None:
+        """Stop the running answer of a conversation; without an id also drop what waits.
+
+        With `spoken_index` only the sentences up to that one are remembered, also of an answer that has ended.
+        """
 
     async def reset(self, conversation_id: str) -> int:
         """Forget a conversation, a running answer included, which goes on; return how many were remembered: 0 or 1."""

@@ -20,6 +20,9 @@ from piagent_daemon.wire import image_base64
 
 log = logging.getLogger("piagent.prompt")
 
+INTERRUPTS: Final = "[interrupts you]"
+"""Before what somebody said who cut the answer off; it stays there in all later prompts."""
+
 _TAGS: Final = re.compile(
     r"<(?=\s*+/?+\s*+(?:system|user|assistant)\b"  # our own; possessive, so that no text makes it slow
     r"|\||/?s>|<?/?SYS>|/?(?:start|end)_of_turn>)"  # those of Llama, Qwen, Mistral and Gemma
@@ -40,9 +43,14 @@ def build(
     images = tuple(image_base64(image) for image in request.images)
     return (
         Message("system", agent.system),
-        *(Message(turn.role, turn.content) for turn in turns),
-        Message("user", f"{text}\n\n{facts}" if facts else text, images),
+        *(Message(turn.role, _told(turn.content, before)) for before, turn in zip((None, *turns), turns, strict=False)),
+        Message("user", _told(f"{text}\n\n{facts}" if facts else text, turns[-1] if turns else None), images),
     )
+
+
+def _told(content: str, before: Turn | None) -> str:
+    """Tell that the answer before was cut off: with the user's words, so that the model does not learn to say it."""
+    return f"{INTERRUPTS} {content}" if before is not None and before.interrupted else content
 
 
 def user_text(request: Request) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
+from piagent_daemon.admission import refusal, wants_silence
 from piagent_daemon.contract import Accepted, ErrorEvent, Event, QueueHealth
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import (
@@ -19,15 +20,14 @@ from piagent_daemon.errors import (
     Cancelled,
     Expired,
     InternalError,
-    InvalidRequest,
     PiagentError,
     ShuttingDown,
-    UnknownAgent,
 )
 from piagent_daemon.health import Tally
 from piagent_daemon.job import Job, Stamp
 from piagent_daemon.loops import LoopBreaker
 from piagent_daemon.ports import Channel, Clock, ConversationStore
+from piagent_daemon.spoken import Spoken
 from piagent_daemon.turn import Assistant, Config
 from piagent_daemon.values import Incoming, Outcome, Ticket
 
@@ -66,6 +66,7 @@ class Scheduler:
         self._tasks: dict[Job, asyncio.Task[None]] = {}
         self._errands: set[asyncio.Task[None]] = set()
         self._loops = LoopBreaker(clock)
+        self._spoken = Spoken()
         self._waiting = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -125,22 +126,15 @@ class Scheduler:
             channel.abandon()
             return
         self._live[job.conversation_id, job.request_id] = job
-        if refusal := self._refusal(job):
-            self._start_errand(self._refuse(job, refusal))
+        if why := refusal(job, self._config, draining=self._draining):
+            self._start_errand(self._refuse(job, why))
+            return
+        if wants_silence(agent, request.message):
+            self._send(job, job.stamp(Accepted, position=0, agent=agent.name, model=job.model))
+            self.cancel(job.conversation_id)
+            self._start_errand(self._end(job, self._assistant.silence(job)))
             return
         self._accept(self._lanes.get(job.conversation_id) or Lane(job.conversation_id), job)
-
-    def _refusal(self, job: Job) -> PiagentError | None:
-        settings, asked = self._config.settings, job.request.agent
-        if asked is not None and asked not in self._config.agents:
-            return UnknownAgent(f'There is no agent "{asked[:64]}". Known: {", ".join(sorted(self._config.agents))}.')
-        if settings.models_allowed and job.model not in settings.models_allowed:
-            return InvalidRequest(f'The model "{job.model[:128]}" is not in MODELS_ALLOWED.')
-        if job.request.files and settings.files_dir is None and any(file.path for file in job.request.files):
-            return InvalidRequest("Files by path are refused: FILES_DIR is not set.")
-        if self._draining:
-            return ShuttingDown("The daemon stops; ask again in a moment.")
-        return None
 
     def _accept(self, lane: Lane, job: Job) -> None:
         free = len(self._tasks) < self._config.settings.max_concurrent and not self._ready
@@ -233,25 +227,34 @@ class Scheduler:
             self._idle.set()
 
     def _send(self, job: Job, event: Event) -> None:
-        if isinstance(event, FinalEvent):
+        if isinstance(event, FinalEvent) and event.reply:
             self._loops.replied(job.conversation_id, event.reply)
             if self._config.settings.log_messages:
                 log.debug("conversation %.64r hears: %s", job.conversation_id, event.reply)
+            self._spoken.answered(job, event.reply)
+            if job.spoken_index is not None and event.finish_reason != "cancelled":  # it came too late to stop anything
+                self._shorten(job.conversation_id, job.request_id, job.spoken_index)
         if isinstance(event, FinalEvent | ErrorEvent):
             self._tally.ended(event)
         job.channel.send(event)
 
     # -------------------------------------------------------------------------------------------------- ending early
 
-    def cancel(self, conversation_id: str, request_id: str | None = None) -> None:
-        """Stop the running answer of a conversation; without an id also drop what waits."""
+    def cancel(self, conversation_id: str, request_id: str | None = None, spoken_index: int | None = None) -> None:
+        """Stop the running answer of a conversation; see `ports.Intake`."""
         lane = self._lanes.get(conversation_id)
-        if lane is None:
-            return
-        if lane.running and request_id in {None, lane.running.request_id}:
-            lane.running.stop("cancelled")
-        for job in [job for job in lane.waiting if request_id in {None, job.request_id}]:
-            self._drop(lane, job, Cancelled("Cancelled before it started."))
+        if lane and lane.running and request_id in {None, lane.running.request_id}:
+            lane.running.stop("cancelled", spoken_index)
+        elif spoken_index is not None:
+            self._shorten(conversation_id, request_id, spoken_index)
+        if lane:
+            for job in [job for job in lane.waiting if request_id in {None, job.request_id}]:
+                self._drop(lane, job, Cancelled("Cancelled before it started."))
+
+    def _shorten(self, conversation_id: str, request_id: str | None, spoken_index: int) -> None:
+        """Have only what was heard remembered of an answer that is complete."""
+        if cut := self._spoken.cut(conversation_id, request_id, spoken_index):
+            self._start_errand(self._store.shorten(conversation_id, *cut))
 
     def cancel_request(self, request_id: str) -> bool:
         """Stop or drop the request of that id in whatever conversation; tell whether there was one."""
@@ -289,13 +292,16 @@ class Scheduler:
         self._start_errand(self._refuse(job, why))
 
     async def _refuse(self, job: Job, why: PiagentError) -> None:
-        event = job.failure(why)
+        await self._end(job, job.failure(why))
+
+    async def _end(self, job: Job, event: ErrorEvent | FinalEvent) -> None:
+        """Give a request that was never run its terminal event."""
         await self._store.commit(Outcome(job.conversation_id, job.request_id, event.encode()))
         self._live.pop((job.conversation_id, job.request_id), None)
         self._send(job, event)
 
     def _start_errand(self, errand: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(errand, name="refuse a request")
+        task = asyncio.get_running_loop().create_task(errand, name="errand")
         self._errands.add(task)
         self._idle.clear()
         task.add_done_callback(self._errand_done)

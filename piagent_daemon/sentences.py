@@ -36,12 +36,12 @@ class Splitter:
     """Takes a reply in pieces of any size and gives its sentences, ready to be spoken, as soon as each is certain.
 
     The first may be a clause, so that speaking can begin. `ends` tells for each sentence how much of the reply, in
-    characters, was heard once it was spoken. `speech` is all sentences as one line.
+    characters, was heard once it was spoken. `said` are the sentences with the white space between them.
     """
 
     def __init__(self) -> None:
         self.ends: list[int] = []
-        self.speech = ""
+        self.said: list[str] = []
         self._finder = Finder()
         self._ready: list[str] = []
         self._read = self._raw = 0
@@ -289,7 +289,7 @@ class Splitter:
             return
         if stop:
             text = speech.stopped(text)
-        self.speech += self._glue + text if self.speech else text
+        self.said.append(self._glue + text if self.said else text)
         self._glue, self._hurried = "", False
         self.ends.append(end)
         self._ready.append(text)

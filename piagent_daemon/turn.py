@@ -1,17 +1,17 @@
 """The verb: one request, from remembered history to its terminal event."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
-from piagent_daemon import files, prompt, window
+from piagent_daemon import ending, files, prompt, window
 from piagent_daemon.agents import Agent
 from piagent_daemon.backoff import full_jitter
-from piagent_daemon.contract import Chunk, ContextUse, Event, Status, Timing
+from piagent_daemon.contract import ContextUse, Event, Status
 from piagent_daemon.contract import Final as FinalEvent
+from piagent_daemon.ending import Run
 from piagent_daemon.errors import (
     ContextOverflow,
     PiagentError,
@@ -20,13 +20,16 @@ from piagent_daemon.errors import (
     ProviderUnavailable,
     ShuttingDown,
 )
-from piagent_daemon.job import Job
+from piagent_daemon.job import NEVER, Job
 from piagent_daemon.pace import Pace
 from piagent_daemon.ports import Clock, ConversationStore, Provider
 from piagent_daemon.settings import Settings
-from piagent_daemon.speech import expects_reply, speakable
+from piagent_daemon.speech import expects_reply
 from piagent_daemon.values import ChatRequest, Conversation, Delta, Finish, Message, Outcome, Turn
 from piagent_daemon.window import Ledger
+
+if TYPE_CHECKING:
+    from piagent_daemon.voice import Voice
 
 STAGE_S: Final = 1.0
 """A stage that lasts longer than this many seconds is told in a `status` event."""
@@ -55,22 +58,6 @@ class Plan:
     history: int
 
 
-@dataclass(slots=True)
-class Run:
-    """What one attempt has come to so far; times are loop times in seconds."""
-
-    started: float
-    queued_s: float
-    parts: list[str] = field(default_factory=list)
-    first_token_at: float | None = None
-    finish: Finish | None = None
-    too_long: bool = False
-
-    @property
-    def reply(self) -> str:
-        return "".join(self.parts)
-
-
 class Assistant:
     """Answers requests; holds no state of a request, so any number of answers may run side by side."""
 
@@ -94,7 +81,7 @@ class Assistant:
                 async for event in events:
                     yield event
         except PiagentError as error:
-            failure = job.failure(error, run.reply)
+            failure = job.failure(error, run.delivered())
             await self._store.commit(Outcome(job.conversation_id, job.request_id, failure.encode()))
             yield failure
 
@@ -117,8 +104,14 @@ class Assistant:
                     raise
                 most = plan.history // 2
         final = self._final(job, run, plan, conversation)
+        if run.voice:
+            job.sentence_ends = run.voice.ends
         await self._store.commit(self._outcome(job, plan, conversation, final))
         yield final
+
+    def silence(self, job: Job) -> FinalEvent:
+        """Return the terminal event of a request that only wanted silence."""
+        return ending.silence(job, self._provider.name)
 
     # ------------------------------------------------------------------------------------------------ before the call
 
@@ -163,7 +156,10 @@ class Assistant:
     async def _stream(self, job: Job, run: Run, plan: Plan) -> AsyncGenerator[Event, None]:
         settings, loop = self._config.settings, asyncio.get_running_loop()
         wanted = job.request.stream if job.request.stream is not None else job.agent.stream
-        chunks = wanted is None or wanted is True
+        if wanted == "sentences" and run.voice is None:
+            run.voice = _voice(job, run)
+        run.chunks, voice = wanted is None or wanted is True, run.voice
+        interval_s = 0.0 if voice else settings.chunk_interval_ms / 1000
         deadline = run.started + settings.total_timeout_s
         limit = plan.request.options["num_predict"] * CHARS_PER_TOKEN
         pace: Pace
@@ -171,28 +167,33 @@ class Assistant:
         def entered(error: PiagentError) -> None:
             pace.entered("retrying", str(error))
 
-        pace = Pace(self._deltas(plan.request, settings, entered), settings.chunk_interval_ms / 1000, limit)
+        pace = Pace(self._deltas(plan.request, settings, entered), interval_s, limit)
         async with pace:
             job.attach(pace.close)
             stage, since, told = pace.stage, loop.time(), False
             while True:
-                await pace.wait(min(deadline, since + STAGE_S) if stage and not told else deadline)
+                filler_at = voice.filler_at if voice and pace.stage else NEVER
+                await pace.wait(min(deadline, filler_at, since + STAGE_S if stage and not told else NEVER))
                 while pace.text_due:
-                    text = pace.take()
-                    run.parts.append(text)
-                    if chunks:
-                        yield job.stamp(Chunk, text=text)
+                    run.finish, text = pace.finish, pace.take()
+                    for event in run.tell(job, text, more=pace.text_due):
+                        yield event
                 if pace.finish or pace.ended:
                     break
                 now = loop.time()
                 if now >= deadline:
                     raise ProviderTimeout(f"The answer was not complete within {settings.total_timeout_s:g} seconds.")
+                if voice and pace.stage and now >= filler_at:
+                    yield voice.fill()
                 if pace.stage != stage:
                     stage, since, told = pace.stage, now, False
                 elif stage and not told and now >= since + STAGE_S:
                     told = True
                     yield job.stamp(Status, stage=stage, detail=pace.detail or "The model gets ready.")
             run.first_token_at, run.finish, run.too_long = pace.first_token_at, pace.finish, pace.too_long
+            if voice and (run.finish or run.too_long):
+                for sentence in voice.finish():
+                    yield sentence
             if not (job.stopped or run.too_long or run.finish):
                 pace.raise_failure()
 
@@ -219,8 +220,8 @@ class Assistant:
     # ------------------------------------------------------------------------------------------------- after the call
 
     def _final(self, job: Job, run: Run, plan: Plan, conversation: Conversation) -> FinalEvent:
-        reply, finish = run.reply, run.finish or Finish("stop")
         cancelled = job.stopped == "cancelled" and run.finish is None
+        reply, finish = run.delivered(job.spoken_index) if cancelled else run.reply, run.finish or Finish("stop")
         if job.stopped == "shutdown" and run.finish is None:
             raise ShuttingDown("The daemon stops; ask again in a moment.")
         if not cancelled and not reply.strip():
@@ -230,18 +231,18 @@ class Assistant:
             self._ledger.calibrate(job.model, plan.estimate, usage.prompt_tokens)
         fields: dict[str, Any] = {}
         if plan.request.format is not None:
-            fields["data"] = _parsed(reply)
+            fields["data"] = ending.parsed(reply)
         return job.stamp(
             FinalEvent,
             reply=reply,
-            speech=speakable(reply),
+            speech=run.speech(reply),
             model=job.model,
             provider=self._provider.name,
             agent=job.agent.name,
             finish_reason="cancelled" if cancelled else "length" if run.too_long else finish.reason,
             expects_reply=expects_reply(reply),
             usage=usage,
-            timing=_timing(run, finish),
+            timing=ending.timing(run, finish),
             context=ContextUse(
                 tokens=usage.prompt_tokens or plan.estimate,
                 limit=plan.request.context_tokens,
@@ -284,29 +285,7 @@ def _options(settings: Settings, agent: Agent, asked: Mapping[str, Any]) -> dict
     return options
 
 
-def _timing(run: Run, finish: Finish) -> Timing:
-    now = asyncio.get_running_loop().time()
-    first = (run.first_token_at or now) - run.started
-    generate_s = finish.generate_s or max(0.0, now - run.started - first)
-    tokens = finish.usage.completion_tokens
-    return Timing(
-        queued_s=round(run.queued_s, 4),
-        load_s=round(finish.load_s, 4),
-        prompt_s=round(finish.prompt_s, 4),
-        first_token_s=round(first, 4),
-        generate_s=round(generate_s, 4),
-        total_s=round(run.queued_s + now - run.started, 4),
-        tokens_per_s=round(tokens / generate_s, 2) if tokens and generate_s > 0 else 0.0,
-    )
+def _voice(job: Job, run: Run) -> "Voice":
+    from piagent_daemon.voice import Voice  # noqa: PLC0415 (only where sentences are wanted)
 
-
-def _parsed(reply: str) -> Any:
-    """Return the JSON value in a structured answer, or None when the model gave no valid JSON."""
-    try:
-        return json.loads(reply, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    return Voice(job, run.started - run.queued_s)

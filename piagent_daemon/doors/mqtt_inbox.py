@@ -181,7 +181,7 @@ class Inbox:
             if self._seldom("cancel", letter.received):
                 log.warning('a message on %.64r is neither empty nor {"id": "…"}: ignored', letter.topic)
             return
-        self._intake.cancel(letter.inbound.name or "", wanted.id)
+        self._intake.cancel(letter.inbound.name or "", wanted.id, wanted.spoken_index)
 
     async def _receive(self, letter: Letter) -> None:
         """Hand one message to the guest it is for."""

@@ -5,7 +5,7 @@ Ages are counted in monotonic seconds, so that no jump of the wall clock forgets
 
 import json
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from piagent_daemon.ports import Clock
@@ -93,6 +93,16 @@ class Histories:
         agent = outcome.agent or (history.agent if history else None)
         self._put(name, History(encode(turns), len(turns), dropped, agent, self._clock.monotonic()))
         self._trim()
+
+    def shorten(self, conversation_id: str, length: int, heard: int) -> None:
+        """Cut the newest answer, if it has `length` characters, to those that were `heard`; see the port."""
+        history = self._fresh(conversation_id)
+        turns = decode(history.turns) if history else ()
+        if history is None or not turns or turns[-1].role != "assistant" or len(turns[-1].content) != length:
+            return
+        answer = replace(turns[-1], content=turns[-1].content[:heard], interrupted=True, tokens=None)
+        kept = (*turns[:-1], answer) if heard else turns[:-2]
+        self._put(conversation_id, replace(history, turns=encode(kept), count=len(kept)))
 
     def clear(self, conversation_id: str | None = None) -> int:
         """Forget one or all; answers that are running now will not be remembered either."""

@@ -42,6 +42,9 @@ class MemoryStore:
     async def commit(self, outcome: Outcome) -> None:
         self._ledger.commit(outcome)
 
+    async def shorten(self, conversation_id: str, length: int, heard: int) -> None:
+        self._ledger.histories.shorten(conversation_id, length, heard)
+
     async def clear(self, conversation_id: str | None = None) -> int:
         return self._ledger.clear(conversation_id)
 

@@ -112,6 +112,10 @@ class SqliteStore:
         self._ledger.commit(outcome)
         await self._save(durable=True)
 
+    async def shorten(self, conversation_id: str, length: int, heard: int) -> None:
+        self._ledger.histories.shorten(conversation_id, length, heard)
+        await self._save()
+
     async def clear(self, conversation_id: str | None = None) -> int:
         if conversation_id is None:
             self._complete = True  # nothing in a file that could not be read yet shall come back

@@ -103,7 +103,12 @@ class EchoEngine:
             "ts": datetime.now(UTC),
         }
 
-    def cancel(self, conversation_id: str, request_id: str | None = None) -> None:
+    def cancel(
+        self,
+        conversation_id: str,
+        request_id: str | None = None,
+        spoken_index: int | None = None,  # noqa: ARG002 - the seam's signature
+    ) -> None:
         self.cancelled.append((conversation_id, request_id))
 
     async def reset(self, conversation_id: str) -> int:

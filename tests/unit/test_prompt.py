@@ -31,8 +31,17 @@ def test_system_history_and_message_stand_as_they_are() -> None:
         Message("system", "You are a helpful assistant."),
         Message("user", "Hello"),
         Message("assistant", "Hi! Wh"),
-        Message("user", "How are you?"),
+        Message("user", "[interrupts you] How are you?"),
     )
+
+
+def test_that_an_answer_was_cut_off_stays_told_in_the_same_words() -> None:
+    turns = [Turn("user", "Hello", NOW), Turn("assistant", "Hi! Wh", NOW, interrupted=True)]
+    before = build(GENERAL, tuple(turns), message="How are you?")
+    turns += [Turn("user", "How are you?", NOW), Turn("assistant", "Fine.", NOW)]
+    after = build(GENERAL, tuple(turns), message="Good.")
+    assert after[: len(before)] == before
+    assert after[-1].content == "Good."
 
 
 def test_facts_stand_at_the_end_of_the_newest_message_alone() -> None:

@@ -199,7 +199,7 @@ async def test_interrupt_cancels_what_runs_then_answers(world: World) -> None:
     world.gate.set()
     assert code(await second.terminal()) == "stop"
     sent = world.provider.asked[1].messages
-    assert [message.content for message in sent[1:]] == ["long story", "well, ", "stop that"]
+    assert [message.content for message in sent[1:]] == ["long story", "well, ", "[interrupts you] stop that"]
 
 
 async def test_an_agent_may_interrupt_by_itself(world: World) -> None:

@@ -263,7 +263,7 @@ def test_hurrying_loses_no_word(pieces: list[str]) -> None:
         sentences += splitter.feed(piece) + splitter.hurry()
     sentences += splitter.close()
     assert letters(sentences) == letters(spoken(pieces))
-    assert solid(splitter.speech) == solid("".join(sentences))
+    assert solid("".join(splitter.said)) == solid("".join(sentences))
 
 
 @pytest.mark.parametrize(("text", "_sentences"), CASES, ids=[text[:40] for text, _ in CASES])
@@ -271,8 +271,8 @@ def test_it_is_what_speech_says(text: str, _sentences: list[str]) -> None:
     """The whole reply made speakable in one go sounds the same; a sentence before a code block has its stop here."""
     splitter = Splitter()
     sentences = splitter.feed(text) + splitter.close()
-    assert solid(splitter.speech) == solid("".join(sentences))
-    assert solid(splitter.speech).rstrip(".") == solid(speakable(text)).rstrip(".")
+    assert solid("".join(splitter.said)) == solid("".join(sentences))
+    assert solid("".join(splitter.said)).rstrip(".") == solid(speakable(text)).rstrip(".")
 
 
 @pytest.mark.parametrize(
