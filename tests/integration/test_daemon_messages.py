@@ -4,7 +4,9 @@ import asyncio
 import base64
 import itertools
 import re
+import struct
 import uuid
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,22 @@ from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama, Model
 from tests.fakes.ollama_script import LINE_BREAKS, ODD_TEXT
 from tests.fakes.tokens import tokenise
 
-PICTURE = base64.b64encode(b"\x89PNG\r\n\x1a\n picture").decode()
+
+def png_part(kind: bytes, data: bytes) -> bytes:
+    """Return one chunk of a PNG file."""
+    return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
+
+
+PIXEL = b"".join(
+    (
+        b"\x89PNG\r\n\x1a\n",
+        png_part(b"IHDR", struct.pack("!IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+        png_part(b"IDAT", zlib.compress(b"\0\0")),
+        png_part(b"IEND", b""),
+    )
+)
+PICTURE = base64.b64encode(PIXEL).decode()
+LARGE_PICTURE = base64.b64encode(PIXEL + bytes(500)).decode()
 LONG = " ".join(f"word{number}" for number in range(300))
 
 
@@ -171,7 +188,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"message": "hi", "format": "xml"}, "invalid_request", "format"),
     ({"message": "hi", "stream": "loud"}, "invalid_request", "stream"),
     ({"message": "hi", "images": ["no base64!"]}, "invalid_request", "images.0"),
-    ({"message": "hi", "images": [PICTURE, PICTURE * 40]}, "invalid_request", "images.1"),
+    ({"message": "hi", "images": [PICTURE, LARGE_PICTURE]}, "invalid_request", "images.1"),
     ({"message": "hi", "files": [{"path": "notes.txt"}]}, "invalid_request", "FILES_DIR"),
     ({"message": "hi", "expires_s": -1}, "invalid_request", "expires_s"),
 ]
