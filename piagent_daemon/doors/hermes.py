@@ -129,6 +129,8 @@ class HermesDoor:
             self._intake.refused(error.code)
             reply.fail(error.code)
             return
+        for older in self._in_session(asked.session):
+            older.leave_session()  # the session belongs to the newest question
         self._open.add(reply)
         reply.on_end = lambda: self._open.discard(reply)
         conversation_id = conversation_for(asked.session or asked.site)
@@ -170,19 +172,27 @@ class HermesDoor:
     # --------------------------------------------------------------------------------------------------------- signals
 
     def _on_hotword(self, site: str) -> None:
-        """Stop what is being answered on a site: somebody wants to say something else."""
+        """Stop what is being answered on a site: somebody wants to say something else.
+
+        The dialogue manager ends the session by itself. To end it again could end the new one: some managers look at
+        the site alone.
+        """
         for reply in [reply for reply in self._open if reply.asked.site == site]:
             self._cancel(reply)
 
     def _on_session_ended(self, ended: words.Ended) -> None:
         """Stop what somebody broke off; what only took too long is said outside the session."""
-        for reply in [reply for reply in self._open if reply.asked.session == ended.session]:
+        for reply in self._in_session(ended.session):
             if ended.reason == words.ABORTED:
                 self._cancel(reply)
             else:
                 reply.leave_session()
 
+    def _in_session(self, session: str | None) -> list[Reply]:
+        return [reply for reply in self._open if session is not None and reply.asked.session == session]
+
     def _cancel(self, reply: Reply) -> None:
+        reply.leave_session()
         if reply.ids:
             self._intake.cancel(*reply.ids)
 

@@ -37,7 +37,7 @@ class Reply:
         self._ended = False
 
     def leave_session(self) -> None:
-        """Say the answer outside the session, which is over."""
+        """Say what is still to be said outside the session, which is over or belongs to another question."""
         self.asked = replace(self.asked, session=None)
 
     # ------------------------------------------------------------------------------------------------------------ port

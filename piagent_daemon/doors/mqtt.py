@@ -14,7 +14,7 @@ import paho.mqtt.client as paho
 
 from piagent_daemon.doors.mqtt_admin import Clerk
 from piagent_daemon.doors.mqtt_connection import JSON
-from piagent_daemon.doors.mqtt_guest import Guest
+from piagent_daemon.doors.mqtt_guest import FOREIGN, Guest
 from piagent_daemon.doors.mqtt_inbox import Inbox
 from piagent_daemon.doors.mqtt_link import Link
 from piagent_daemon.doors.mqtt_reply import HEADER_BYTES, Replies
@@ -144,6 +144,9 @@ class MqttDoor:
         """Subscribe and announce anew; see `mqtt_link.Listener`."""
         if self._link.generation > 1 and not session_present:
             log.warning("the broker lost our session: requests that it had not delivered yet may be gone")
+        if session_present:
+            asked = {name for name, _ in self._filters}
+            self._link.unsubscribe(tuple(name for name in FOREIGN if name not in asked))
         self._link.subscribe((*self._filters, *self._selftest.filters(self._link.protocol)))
         for name in self._announced:
             self._publish_announced(name)

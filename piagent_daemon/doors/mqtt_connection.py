@@ -190,6 +190,11 @@ class Connection:
             self._client.subscribe(list(filters))
         self._watch_writes()
 
+    def unsubscribe(self, filters: tuple[str, ...]) -> None:
+        """Take back subscriptions that the session may still hold."""
+        self._client.unsubscribe(list(filters))
+        self._watch_writes()
+
     def forget(self) -> None:
         """Drop every unacknowledged message of ours, so that it is not sent again."""
         self._client.drop_out_messages()

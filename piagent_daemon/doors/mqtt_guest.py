@@ -1,11 +1,21 @@
 """What another vocabulary needs to live on the MQTT door's connection, and what it gets."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from piagent_daemon.doors.mqtt_letter import Letter
 from piagent_daemon.doors.mqtt_reply import Receipt
 from piagent_daemon.values import Delivery, DoorState
+
+FOREIGN: Final = (
+    "hermes/asr/textCaptured",
+    "hermes/dialogueManager/intentNotRecognized",
+    "hermes/dialogueManager/sessionEnded",
+    "hermes/hotword/+/detected",
+    "hermes/nlu/query",
+)
+"""Every filter that a guest may want. The session at the broker remembers those that a guest of old wanted, so what
+nobody wants now is taken back."""
 
 
 class Guest(Protocol):

@@ -82,6 +82,11 @@ class Link:
         if self.connected:
             self._connection.subscribe(filters)
 
+    def unsubscribe(self, filters: tuple[str, ...]) -> None:
+        """Take back subscriptions that the session may still hold, if there is a connection."""
+        if self.connected and filters:
+            self._connection.unsubscribe(filters)
+
     # ------------------------------------------------------------------------------------------------------- lifecycle
 
     def start(self) -> None:

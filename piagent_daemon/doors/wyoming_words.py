@@ -127,7 +127,7 @@ def _name(data: Mapping[str, Any], key: str) -> str | None:
 def chosen_agent(data: Mapping[str, Any], agents: Iterable[str]) -> str | None:
     """Return the agent that a `select-program` names, by itself or as its program; None when there is no such."""
     name = data.get("name")
-    return next((agent for agent in agents if name in {agent, program_name(agent)}), None)
+    return next((agent for agent in agents if name in (agent, program_name(agent))), None)
 
 
 # ------------------------------------------------------------------------------------------------------------ speaking

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piagent_daemon.topics import RESERVED, Inbound, Topics, is_conversation_id, is_publishable
+from piagent_daemon.topics import RESERVED, Inbound, Topics, conversation_for, is_conversation_id, is_publishable
 
 TOPICS = Topics("home/piagent")
 
@@ -61,3 +61,18 @@ def test_any_topic_is_parsed_or_refused_and_answers_go_to_one_level(name: str) -
 def test_cancel_is_subscribed_at_qos_0_and_everything_else_at_1() -> None:
     assert {qos for name, qos in TOPICS.filters if name.endswith("cancel")} == {0}
     assert {qos for name, qos in TOPICS.filters if not name.endswith("cancel")} == {1}
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_a_foreign_name_always_gives_one_conversation(name: str, other: str) -> None:
+    made = conversation_for(name)
+    assert is_conversation_id(made)
+    assert made == conversation_for(name)
+    assert (made == name) == is_conversation_id(name)
+    assert (made == conversation_for(other)) == (other in {name, made})
+
+
+def test_names_that_cannot_be_a_topic_stay_apart() -> None:
+    made = [conversation_for(name) for name in ("a/b", "a+b", "", "x" * 129, "health", "\ud800")]
+    assert len(set(made)) == len(made)
+    assert all(is_conversation_id(name) for name in made)
