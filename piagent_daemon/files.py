@@ -1,27 +1,65 @@
-"""Text files that a request names, read from below FILES_DIR and nowhere else."""
+"""Files that a request names, read from below FILES_DIR and nowhere else: texts, and images."""
 
+import base64
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from piagent_daemon import images
 from piagent_daemon.contract import File, Request
 from piagent_daemon.errors import InvalidRequest
 
 MAX_FILE_BYTES: Final = 256 * 1024
+MAX_FILES: Final = 16
+"""Files by path in one request."""
 
 
-def inline(request: Request, files_dir: str | None) -> Request:
-    """Return the request with every `path` replaced by the file's text; blocks on the disk.
+def inline(request: Request, files_dir: str | None, max_image_bytes: int) -> Request:
+    """Return the request with every `path` replaced by what the file holds; blocks on the disk.
 
-    Raises InvalidRequest for a path when FILES_DIR is unset, and for one that leads out of it (by `..` or a symbolic
-    link), is no regular file, is larger than 256 KiB or is not UTF-8 text.
+    A text becomes the file's text; an image, known by its first bytes, becomes one of the request's images. Raises
+    InvalidRequest for a path when FILES_DIR is unset, for more than 16, and for one that leads out of it (by `..` or a
+    symbolic link), is no regular file, is larger than 256 KiB (an image: MAX_IMAGE_BYTES), or neither.
     """
-    files = [File(name=file.path, text=_read(file.path, files_dir)) if file.path else file for file in request.files]
-    return request.model_copy(update={"files": files})
+    if sum(file.path is not None for file in request.files) > MAX_FILES:
+        raise InvalidRequest(f"The request names more than {MAX_FILES} files by path.")
+    files, pictures = [], list(request.images)
+    for file in request.files:
+        if file.path is None:
+            files.append(file)
+            continue
+        data = read(file.path, files_dir, max(MAX_FILE_BYTES, max_image_bytes))
+        if images.kind_of(data):
+            pictures.append(image(data, file.path, max_image_bytes))
+        else:
+            files.append(File(name=file.path, text=_text(data, file.path)))
+    return request.model_copy(update={"files": files, "images": pictures})
 
 
-def _read(path: str, files_dir: str | None) -> str:
+def image(data: bytes, path: str, max_image_bytes: int) -> str:
+    """Return an image as base64. Raises InvalidRequest for what is none, is broken or too large."""
+    if len(data) > max_image_bytes:
+        raise InvalidRequest(f'The image "{path[:128]}" is larger than {max_image_bytes} bytes.')
+    images.inspect(data, path[:128])
+    return base64.b64encode(data).decode()
+
+
+def _text(data: bytes, path: str) -> str:
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidRequest(f'The text file "{path[:128]}" is larger than {MAX_FILE_BYTES} bytes.')
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise InvalidRequest(f'The file "{path[:128]}" is neither UTF-8 text nor a PNG, JPEG, WebP or GIF image.')
+    return text
+
+
+def read(path: str, files_dir: str | None, limit: int) -> bytes:
+    """Return a regular file below FILES_DIR, of at most `limit` bytes; blocks on the disk. Raises InvalidRequest."""
     if files_dir is None:
         raise InvalidRequest("Files by path are refused: FILES_DIR is not set.")
     root = Path(files_dir).resolve()
@@ -32,13 +70,26 @@ def _read(path: str, files_dir: str | None) -> str:
     if root not in target.parents:
         raise InvalidRequest(f'The file "{path[:128]}" is not below FILES_DIR.')
     try:
-        # Without O_NONBLOCK, opening a named pipe would wait for its writer for ever.
-        with os.fdopen(os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-                raise InvalidRequest(f'"{path[:128]}" is not a regular file of at most {MAX_FILE_BYTES} bytes.')
-            return file.read(MAX_FILE_BYTES).decode()
+        with os.fdopen(_open(root, target.relative_to(root).parts), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidRequest(f'"{path[:128]}" is not a regular file.')
+            data = file.read(limit + 1)
     except OSError:
         raise InvalidRequest(f'The file "{path[:128]}" cannot be read.') from None
-    except UnicodeDecodeError:
-        raise InvalidRequest(f'The file "{path[:128]}" is not UTF-8 text.') from None
+    if len(data) > limit:
+        raise InvalidRequest(f'The file "{path[:128]}" is larger than {limit} bytes.')
+    return data
+
+
+def _open(root: Path, parts: Sequence[str]) -> int:
+    """Open a file step by step and follow no link: since the path was resolved, somebody may have put one there."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        # Without O_NONBLOCK, opening a named pipe would wait for its writer for ever.
+        return os.open(parts[-1], os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)

@@ -1,6 +1,7 @@
 """One request on its way through the engine, and the numbering of its events."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
@@ -8,6 +9,7 @@ from piagent_daemon.agents import Agent
 from piagent_daemon.contract import ErrorEvent, Event, Request
 from piagent_daemon.errors import PiagentError
 from piagent_daemon.ports import Channel, Clock
+from piagent_daemon.values import Message
 
 E = TypeVar("E", bound=Event)
 Stop = Literal["cancelled", "shutdown"]
@@ -43,6 +45,9 @@ class Job:
 
     `spoken_index`: whoever stopped it heard no sentence beyond that one. `sentence_ends`: for each sentence that went
     out, how many characters of the answer were heard after it.
+
+    Outside the conversations: `messages` are all that the model reads beside the request's files and images; `work` is
+    done in place of an answer, and yields an `error` event when it fails. Of either nothing is remembered.
     """
 
     request: Request
@@ -57,7 +62,14 @@ class Job:
     stopped: Stop | None = None
     spoken_index: int | None = None
     sentence_ends: tuple[int, ...] = ()
+    messages: tuple[Message, ...] | None = None
+    work: "Callable[[Job], AsyncGenerator[Event, None]] | None" = None
     _close: Callable[[], None] | None = field(default=None, repr=False)
+
+    @property
+    def alone(self) -> bool:
+        """Tell whether this is outside the conversations."""
+        return self.messages is not None or self.work is not None
 
     def stop(self, why: Stop, spoken_index: int | None = None) -> None:
         """End the running answer as soon as can be; the first reason stays, and the first word on what was heard."""
@@ -83,6 +95,16 @@ class Job:
             partial=partial,
             metadata=self.request.metadata,
         )
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One conversation with something to do: `running` first, then `waiting` in order."""
+
+    conversation_id: str
+    waiting: deque[Job] = field(default_factory=deque)
+    running: Job | None = None
+    agent: str | None = None
 
 
 def heard(ends: tuple[int, ...], spoken_index: int | None = None) -> int:

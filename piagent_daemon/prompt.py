@@ -58,6 +58,17 @@ def user_text(request: Request) -> str:
     return "\n\n".join([*(_fenced(file) for file in request.files if file.text is not None), request.message])
 
 
+def attach(messages: Sequence[Message], request: Request) -> tuple[Message, ...]:
+    """Return messages of somebody's own, with the request's files before the last user's words, its images at them."""
+    texts = [_fenced(file) for file in request.files if file.text is not None]
+    images = tuple(image_base64(image) for image in request.images)
+    last = max((place for place, message in enumerate(messages) if message.role == "user"), default=len(messages))
+    return tuple(
+        Message("user", "\n\n".join([*texts, message.content]), images) if place == last else message
+        for place, message in enumerate(messages)
+    )
+
+
 def turn_facts(agent: Agent, request: Request, *, now: datetime, conversation_id: str) -> str:
     """Return the facts of one turn, at most 4000 characters: the agent's template, else the request's `context`."""
     if agent.context is not None:

@@ -8,7 +8,6 @@ import logging
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
@@ -24,7 +23,7 @@ from piagent_daemon.errors import (
     ShuttingDown,
 )
 from piagent_daemon.health import Tally
-from piagent_daemon.job import Job, Stamp
+from piagent_daemon.job import Job, Lane, Stamp
 from piagent_daemon.loops import LoopBreaker
 from piagent_daemon.ports import Channel, Clock, ConversationStore
 from piagent_daemon.spoken import Spoken
@@ -37,16 +36,6 @@ MAX_CRASHES: Final = 2
 """A request that brought the daemon down this often is not tried again."""
 STOP_S: Final = 2.0
 """Seconds that a stopped answer has to say its last word."""
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """One conversation with something to do: `running` first, then `waiting` in order."""
-
-    conversation_id: str
-    waiting: deque[Job] = field(default_factory=deque)
-    running: Job | None = None
-    agent: str | None = None
 
 
 class Scheduler:
@@ -106,7 +95,6 @@ class Scheduler:
             await self._take(incoming, ticket, channel)
 
     async def _take(self, incoming: Incoming, ticket: Ticket, channel: Channel) -> None:
-        self._tally.request()
         stamp = Stamp(ticket.conversation_id, ticket.request_id, ticket.attempt, self._clock)
         settings, agents, request = self._config.settings, self._config.agents, incoming.request
         name = request.agent or await self._last_agent(ticket.conversation_id)
@@ -124,13 +112,18 @@ class Scheduler:
         )
         if self._draining and job.durable:  # it came in just before, and the transport brings it again
             channel.abandon()
-            return
+        else:
+            self.take(job)
+
+    def take(self, job: Job) -> None:
+        """Queue a job that is made already, such as one outside the conversations."""
+        self._tally.request()
         self._live[job.conversation_id, job.request_id] = job
         if why := refusal(job, self._config, draining=self._draining):
             self._start_errand(self._refuse(job, why))
             return
-        if wants_silence(agent, request.message):
-            self._send(job, job.stamp(Accepted, position=0, agent=agent.name, model=job.model))
+        if wants_silence(job.agent, job.request.message):
+            self._send(job, job.stamp(Accepted, position=0, agent=job.agent.name, model=job.model))
             self.cancel(job.conversation_id)
             self._start_errand(self._end(job, self._assistant.silence(job)))
             return
@@ -210,7 +203,7 @@ class Scheduler:
                 log.error("request %s brought the daemon down %d times: given up", job.request_id, ticket.crashes)
                 await self._refuse(job, InternalError("This request brought the daemon down twice; not tried again."))
                 return
-        async with aclosing(self._assistant.answer(job)) as events:
+        async with aclosing((job.work or self._assistant.answer)(job)) as events:
             async for event in events:
                 self._send(job, event)
 
@@ -227,7 +220,7 @@ class Scheduler:
             self._idle.set()
 
     def _send(self, job: Job, event: Event) -> None:
-        if isinstance(event, FinalEvent) and event.reply:
+        if isinstance(event, FinalEvent) and event.reply and not job.alone:
             self._loops.replied(job.conversation_id, event.reply)
             if self._config.settings.log_messages:
                 log.debug("conversation %.64r hears: %s", job.conversation_id, event.reply)
@@ -296,7 +289,8 @@ class Scheduler:
 
     async def _end(self, job: Job, event: ErrorEvent | FinalEvent) -> None:
         """Give a request that was never run its terminal event."""
-        await self._store.commit(Outcome(job.conversation_id, job.request_id, event.encode()))
+        if not job.alone:
+            await self._store.commit(Outcome(job.conversation_id, job.request_id, event.encode()))
         self._live.pop((job.conversation_id, job.request_id), None)
         self._send(job, event)
 

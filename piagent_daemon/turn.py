@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from piagent_daemon import ending, files, prompt, window
 from piagent_daemon.agents import Agent
-from piagent_daemon.backoff import full_jitter
 from piagent_daemon.contract import ContextUse, Event, Status
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.ending import Run
@@ -25,6 +24,7 @@ from piagent_daemon.pace import Pace
 from piagent_daemon.ports import Clock, ConversationStore, Provider
 from piagent_daemon.settings import Settings
 from piagent_daemon.speech import expects_reply
+from piagent_daemon.tries import Tries
 from piagent_daemon.values import ChatRequest, Conversation, Delta, Finish, Message, Outcome, Turn
 from piagent_daemon.window import Ledger
 
@@ -35,7 +35,6 @@ STAGE_S: Final = 1.0
 """A stage that lasts longer than this many seconds is told in a `status` event."""
 REFITS: Final = 3
 """How often a prompt is cut again when the server counts more tokens than we did."""
-MAX_BACKOFF_S: Final = 30.0
 CHARS_PER_TOKEN: Final = 64
 """No tokenizer has longer tokens on average; a reply beyond this is a server that ignores `num_predict`."""
 
@@ -82,14 +81,17 @@ class Assistant:
                     yield event
         except PiagentError as error:
             failure = job.failure(error, run.delivered())
-            await self._store.commit(Outcome(job.conversation_id, job.request_id, failure.encode()))
+            if not job.alone:
+                await self._store.commit(Outcome(job.conversation_id, job.request_id, failure.encode()))
             yield failure
 
     async def _events(self, job: Job, run: Run) -> AsyncGenerator[Event, None]:
-        if any(file.path for file in job.request.files):
-            job.request = await asyncio.to_thread(files.inline, job.request, self._config.settings.files_dir)
         settings = self._config.settings
-        conversation = await self._store.load(job.conversation_id) if settings.enable_memory else Conversation()
+        if any(file.path for file in job.request.files):
+            limit = settings.max_image_bytes
+            job.request = await asyncio.to_thread(files.inline, job.request, settings.files_dir, limit)
+        remembers = settings.enable_memory and not job.alone
+        conversation = await self._store.load(job.conversation_id) if remembers else Conversation()
         most = settings.ctx_tokens
         for refit in range(REFITS + 1):
             plan = self._plan(job, conversation, most)
@@ -106,7 +108,8 @@ class Assistant:
         final = self._final(job, run, plan, conversation)
         if run.voice:
             job.sentence_ends = run.voice.ends
-        await self._store.commit(self._outcome(job, plan, conversation, final))
+        if not job.alone:
+            await self._store.commit(self._outcome(job, plan, conversation, final))
         yield final
 
     def silence(self, job: Job) -> FinalEvent:
@@ -123,6 +126,8 @@ class Assistant:
         turns = conversation.turns
 
         def messages(kept: tuple[Turn, ...]) -> tuple[Message, ...]:
+            if job.messages is not None:
+                return prompt.attach(job.messages, request)
             return prompt.build(agent, kept, request, now=now, conversation_id=job.conversation_id)
 
         room = settings.ctx_tokens - options["num_predict"]
@@ -201,7 +206,8 @@ class Assistant:
         self, request: ChatRequest, settings: Settings, retrying: Callable[[PiagentError], None]
     ) -> AsyncGenerator[Delta, None]:
         """Iterate the provider's answer, asking again after a passing failure as long as there was no text."""
-        for attempt in range(settings.max_retries + 1):
+        tries = Tries(settings.max_retries, settings.backoff_factor_s)
+        while True:
             spoke = False
             try:
                 async with aclosing(self._provider.chat(request)) as deltas:
@@ -209,11 +215,10 @@ class Assistant:
                         spoke = spoke or bool(delta.text)
                         yield delta
             except ProviderUnavailable as error:
-                if spoke or attempt == settings.max_retries:
+                if spoke or not tries.left:
                     raise
                 retrying(error)
-                wait = full_jitter(attempt, settings.backoff_factor_s, MAX_BACKOFF_S)
-                await asyncio.sleep(max(wait, min(error.retry_after_s or 0.0, MAX_BACKOFF_S)))
+                await tries.after(error)
             else:
                 return
 

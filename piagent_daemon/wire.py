@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from piagent_daemon import images
 from piagent_daemon.contract import ErrorEvent, Request
 from piagent_daemon.errors import InvalidRequest, PiagentError
 from piagent_daemon.ports import Clock
@@ -82,7 +83,7 @@ def check(request: Request, settings: Settings) -> Request:
     if not is_sendable(message):
         raise InvalidRequest("The message holds characters that are not valid Unicode text.")
     for number, image in enumerate(request.images):
-        _check_image(image, number, settings.max_image_bytes)
+        check_image(image, f"images.{number}", settings.max_image_bytes)
     return request if message == request.message else request.model_copy(update={"message": message})
 
 
@@ -100,16 +101,18 @@ def image_base64(image: str) -> str:
     return image.partition(",")[2] if image.startswith("data:") else image
 
 
-def _check_image(image: str, number: int, limit: int) -> None:
+def check_image(image: str, name: str, limit: int) -> None:
+    """Raise InvalidRequest for what is no image, or one larger than `limit` bytes or than `images` takes."""
     encoded = image_base64(image)
     if len(encoded) * 3 // 4 > limit + 2:
-        raise InvalidRequest(f'"images.{number}" is larger than {limit} bytes.')
+        raise InvalidRequest(f'"{name}" is larger than {limit} bytes.')
     try:
-        size = len(base64.b64decode(encoded, validate=True))
+        data = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidRequest(f'"images.{number}" is neither base64 nor a base64 "data:" URL.') from None
-    if not 0 < size <= limit:
-        raise InvalidRequest(f'"images.{number}" is empty or larger than {limit} bytes.')
+        raise InvalidRequest(f'"{name}" is neither base64 nor a base64 "data:" URL.') from None
+    if not 0 < len(data) <= limit:
+        raise InvalidRequest(f'"{name}" is empty or larger than {limit} bytes.')
+    images.inspect(data, name)
 
 
 def _object_in(payload: bytes) -> dict[str, Any]:

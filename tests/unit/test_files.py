@@ -7,42 +7,109 @@ import pytest
 
 from piagent_daemon.contract import File, Request
 from piagent_daemon.errors import InvalidRequest
-from piagent_daemon.files import MAX_FILE_BYTES, inline
+from piagent_daemon.files import MAX_FILE_BYTES, MAX_FILES, inline
+from tests.fakes.pictures import encoded, gif, jpeg, png
+
+IMAGE_BYTES = 2 * MAX_FILE_BYTES
+
+
+def ask(root: Path | None, *paths: str, images: tuple[str, ...] = ()) -> Request:
+    request = Request(message="m", files=[File(path=path) for path in paths], images=list(images))
+    return inline(request, str(root) if root else None, IMAGE_BYTES)
 
 
 def read(path: str, root: Path | None) -> str | None:
-    request = Request(message="m", files=[File(path=path)])
-    return inline(request, str(root) if root else None).files[0].text
+    return ask(root, path).files[0].text
 
 
 def test_a_file_below_the_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("grüße")
+    (tmp_path / "notes" / "bom.txt").write_text("grüße", encoding="utf-8-sig")
     (tmp_path / "link.txt").symlink_to(tmp_path / "notes" / "a.txt")
-    assert read("notes/a.txt", tmp_path) == "grüße"
-    assert read("link.txt", tmp_path) == "grüße"
+    (tmp_path / "folder").symlink_to(tmp_path / "notes")
+    for path in ("notes/a.txt", "notes/bom.txt", "link.txt", "folder/a.txt", "notes/../notes/a.txt"):
+        assert read(path, tmp_path) == "grüße"
+    assert read(str(tmp_path / "link.txt"), tmp_path) == "grüße"
+
+
+def test_an_image_becomes_one_of_the_images_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "door.txt").write_bytes(png(3, 2))
+    (tmp_path / "large.jpg").write_bytes(jpeg(3, 2) + bytes(MAX_FILE_BYTES))
+    found = ask(tmp_path, "door.txt", "a.txt", "large.jpg", images=(encoded(gif()),))
+    assert found.files == [File(name="a.txt", text="text")]
+    assert found.images[:2] == [encoded(gif()), encoded(png(3, 2))]
+    assert len(found.images) == 3
 
 
 def test_inline_files_stay_as_they_are() -> None:
     request = Request(message="m", files=[File(name="a", text="b")])
-    assert inline(request, None) == request
+    assert inline(request, None, IMAGE_BYTES) == request
 
 
 @pytest.mark.parametrize(
     "path",
-    ["../secret.txt", "/etc/passwd", "way-out.txt", "pipe", "missing", "binary", "large", ".", "a\x00b", "x" * 300],
+    [
+        *(
+            "../secret.txt",
+            "/etc/passwd",
+            "way-out.txt",
+            "out/secret.txt",
+            "pipe",
+            "socket",
+            "missing",
+            "binary",
+            "nul",
+        ),
+        *("large", "large.png", "huge.png", "broken.png", ".", "", "a\x00b", "x" * 300, "../" * 100 + "etc/passwd"),
+    ],
 )
 def test_everything_else_is_refused(tmp_path: Path, path: str) -> None:
     root = tmp_path / "files"
     root.mkdir()
     (tmp_path / "secret.txt").write_text("secret")
     (root / "way-out.txt").symlink_to(tmp_path / "secret.txt")
+    (root / "out").symlink_to(tmp_path)
     os.mkfifo(root / "pipe")
+    os.mknod(root / "socket", 0o140600)
     (root / "binary").write_bytes(b"\xff\xfe")
+    (root / "nul").write_bytes(b"text\0text")
     (root / "large").write_bytes(b"x" * (MAX_FILE_BYTES + 1))
+    (root / "large.png").write_bytes(png() + bytes(IMAGE_BYTES))
+    (root / "huge.png").write_bytes(png(100_000, 100_000))
+    (root / "broken.png").write_bytes(png()[:40])
     with pytest.raises(InvalidRequest) as caught:
         read(path, root)
     assert "secret\n" not in str(caught.value)
+
+
+def test_a_link_that_somebody_puts_there_in_between_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, resolve = tmp_path / "files", Path.resolve
+    (root / "notes").mkdir(parents=True)
+    (root / "notes" / "a.txt").write_text("harmless")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "a.txt").write_text("secret")
+
+    def resolve_then_swap(path: Path, strict: bool = False) -> Path:
+        found = resolve(path, strict)
+        if strict:
+            (root / "notes").rename(root / "away")
+            (root / "notes").symlink_to(tmp_path / "secrets")
+        return found
+
+    monkeypatch.setattr(Path, "resolve", resolve_then_swap)
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        read("notes/a.txt", root)
+
+
+def test_so_many_files_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    assert len(ask(tmp_path, *["a"] * MAX_FILES).files) == MAX_FILES
+    with pytest.raises(InvalidRequest, match="more than 16"):
+        ask(tmp_path, *["a"] * (MAX_FILES + 1))
 
 
 def test_without_the_folder_paths_are_refused() -> None:

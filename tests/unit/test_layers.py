@@ -20,6 +20,8 @@ LAYERS = (
         "boundaries",
         "wire",
         "files",
+        "images",
+        "tries",
         "prompt",
         "window",
         "sentences",

@@ -14,6 +14,7 @@ from piagent_daemon.errors import Busy, InvalidRequest
 from piagent_daemon.settings import Settings
 from piagent_daemon.wire import is_own_event, metadata_in, parse_request, refusal, request_id_in
 from tests.fakes.doubles import FakeClock
+from tests.fakes.pictures import encoded, gif
 
 SETTINGS = Settings(max_image_bytes=16, max_message_chars=50, max_payload_bytes=2000)
 
@@ -67,7 +68,11 @@ def test_anything_but_an_object_is_the_message_itself(payload: str, message: str
         ({"message": "hi", "options": {"num_predict": 0}}, '"options.num_predict"'),
         ({"message": "hi", "images": ["not base64!"]}, '"images.0"'),
         ({"message": "hi", "images": [""]}, '"images.0"'),
-        ({"message": "hi", "images": [base64.b64encode(b"x" * 17).decode()]}, '"images.0"'),
+        ({"message": "hi", "images": [base64.b64encode(b"x" * 17).decode()]}, '"images.0" is empty or larger'),
+        ({"message": "hi", "images": [base64.b64encode(b"x" * 100).decode()]}, '"images.0" is larger than 16'),
+        ({"message": "hi", "images": [base64.b64encode(b"hello").decode()]}, '"images.0" is not a PNG'),
+        ({"message": "hi", "images": [encoded(gif()), encoded(gif(0, 1))]}, '"images.1" begins like a GIF'),
+        ({"message": "hi", "images": [encoded(gif(20_000, 1))]}, "20000 x 1 pixels"),
         ({"message": "hi", "files": [{"name": "a"}]}, '"files.0"'),
         ({"message": "hi", "files": [{"name": "a", "text": "b", "path": "c"}]}, '"files.0"'),
         ({"message": "hi", "expires_s": -1}, '"expires_s"'),
@@ -82,7 +87,7 @@ def test_a_bad_request_is_refused_by_naming_what_is_wrong(value: Any, says: str)
 
 
 def test_every_field_of_a_request_is_read() -> None:
-    image = base64.b64encode(b"png").decode()
+    image = encoded(gif())
     asked = {
         "message": "what is it?",
         "id": "r1",

@@ -1,0 +1,30 @@
+"""Asking a model server again after a failure that may pass."""
+
+import asyncio
+from typing import Final
+
+from piagent_daemon.backoff import full_jitter
+from piagent_daemon.errors import ProviderUnavailable
+
+MAX_BACKOFF_S: Final = 30.0
+
+
+class Tries:
+    """Counts the further tries at one thing: at most `most`, with waits that double from `factor_s` seconds."""
+
+    def __init__(self, most: int, factor_s: float) -> None:
+        self.used = 0
+        self._most = most
+        self._factor_s = factor_s
+
+    @property
+    def left(self) -> bool:
+        return self.used < self._most
+
+    async def after(self, error: ProviderUnavailable) -> None:
+        """Wait before the next try, at least as long as the server asked; raise `error` when no try is left."""
+        if not self.left:
+            raise error
+        wait_s = full_jitter(self.used, self._factor_s, MAX_BACKOFF_S)
+        self.used += 1
+        await asyncio.sleep(max(wait_s, min(error.retry_after_s or 0.0, MAX_BACKOFF_S)))
