@@ -7,12 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from piagent_daemon.contract import AdminError, AdminResponse, Id, Noun
+from piagent_daemon.contract import AdminError, AdminResponse, Id, Noun, SetDefaults
+from piagent_daemon.defaults import Chooser
 from piagent_daemon.errors import InternalError, InvalidRequest, PiagentError
 from piagent_daemon.ports import ConversationStore, Provider
 from piagent_daemon.reporting import Reporting
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.turn import Config
+from piagent_daemon.warmup import Warmup
 
 log = logging.getLogger("piagent.admin")
 
@@ -33,24 +35,41 @@ class OneRequest(Noun):
     id: Id
 
 
+class SomeModel(Noun):
+    model: str | None = None
+
+
 class AdminDesk:
     """Answers admin requests. Adding one takes a method here and a line in the table."""
 
-    def __init__(self, config: Config, scheduler: Scheduler, store: ConversationStore, provider: Provider) -> None:
+    def __init__(
+        self,
+        config: Config,
+        scheduler: Scheduler,
+        store: ConversationStore,
+        provider: Provider,
+        *,
+        chooser: Chooser,
+        warmup: Warmup,
+    ) -> None:
         self.reporting: Reporting | None = None
         self._config = config
         self._scheduler = scheduler
         self._store = store
         self._provider = provider
+        self._chooser = chooser
+        self._warmup = warmup
         self._methods: dict[str, tuple[type[Noun], Callable[[Any], Awaitable[Any]]]] = {
             "agents/list": (NoParams, self._agents_list),
             "cancel": (OneRequest, self._cancel),
             "config/get": (NoParams, self._config_get),
             "conversations/list": (NoParams, self._conversations_list),
+            "defaults/set": (SetDefaults, self._defaults_set),
             "health": (NoParams, self._health_now),
             "memory/clear": (SomeConversation, self._memory_clear),
             "memory/get": (OneConversation, self._memory_get),
             "models/list": (NoParams, self._models_list),
+            "models/reload": (SomeModel, self._models_reload),
         }
 
     async def handle(self, method: str, payload: bytes) -> AsyncGenerator[AdminResponse, None]:
@@ -129,6 +148,14 @@ class AdminDesk:
                 for model in await self._provider.models()
             ]
         }
+
+    async def _models_reload(self, params: SomeModel) -> Any:
+        model = params.model or self._config.settings.ollama_model_general
+        await self._warmup.reload(model)
+        return {"model": model}
+
+    async def _defaults_set(self, params: SetDefaults) -> Any:
+        return (await self._chooser.set(params)).model_dump()
 
     async def _health_now(self, _: NoParams) -> Any:
         return self._known().health().model_dump()

@@ -13,8 +13,10 @@ from typing import Any
 from piagent_daemon import __version__, doors, log, providers, settings, stores
 from piagent_daemon.admin import AdminDesk
 from piagent_daemon.agents import load_agents
+from piagent_daemon.announcer import Announcer
 from piagent_daemon.contract import Offline
 from piagent_daemon.daemon import Daemon
+from piagent_daemon.defaults import Chooser
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.health import Reporter, Tally
 from piagent_daemon.ports import Clock, FrontDoor, Intake
@@ -47,7 +49,9 @@ def build(loaded: Loaded) -> Daemon:
     assistant = Assistant(config, provider, store, Ledger(), clock)
     scheduler = Scheduler(assistant, config, store, tally, clock)
     watch = ProviderWatch(provider, config)
-    admin = AdminDesk(config, scheduler, store, provider)
+    warmup = Warmup(provider, config, lambda: scheduler.idle)
+    chooser = Chooser(config, store)
+    admin = AdminDesk(config, scheduler, store, provider, chooser=chooser, warmup=warmup)
     mqtt = doors.load("mqtt")(config.settings, scheduler, admin, clock, Offline().encode())
     front: list[FrontDoor] = [mqtt, *_further_doors(config, scheduler, clock, mqtt)]
     reporting = Reporting(
@@ -60,11 +64,25 @@ def build(loaded: Loaded) -> Daemon:
         tally=tally,
         notifier=notifier,
     )
+    announcer = Announcer(config, mqtt, provider, reporting.info)
     admin.reporting = reporting
-    watch.on_change = store.on_change = tally.on_reason = reporting.changed
-    for door in front:
-        door.on_change = reporting.changed
+    store.on_change = tally.on_reason = reporting.changed
     tally.on_end = watch.ended
+
+    def changed() -> None:
+        reporting.changed()
+        announcer.changed()
+
+    def chosen() -> None:
+        reporting.introduce()
+        announcer.changed()
+        watch.look_soon()
+        warmup.begin()
+
+    watch.on_change = changed
+    for door in front:
+        door.on_change = changed
+    chooser.on_change = chosen
     return Daemon(
         config=config,
         doors=front,
@@ -73,7 +91,9 @@ def build(loaded: Loaded) -> Daemon:
         provider=provider,
         reporting=reporting,
         watch=watch,
-        warmup=Warmup(provider, config, lambda: scheduler.idle),
+        announcer=announcer,
+        chooser=chooser,
+        warmup=warmup,
         notifier=notifier,
         reload=lambda: reload(config, loaded.path),
     )

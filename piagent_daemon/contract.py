@@ -285,12 +285,21 @@ class AgentInfo(Noun):
     model: str
 
 
+class Defaults(Noun):
+    """What applies to requests, and to agents, that name none themselves."""
+
+    agent: str
+    model: str
+    temperature: float
+
+
 class Info(Noun):
     """The retained description of this daemon."""
 
     version: str
     contract: int
     agents: list[AgentInfo]
+    defaults: Defaults
     limits: dict[str, int]
     provider: str
     model: str
@@ -299,6 +308,16 @@ class Info(Noun):
 
 
 # ------------------------------------------------------------------------------------------------------------- admin
+
+
+class SetDefaults(Noun):
+    """What `defaults/set` takes: what is left out stays, and null takes the setting again."""
+
+    model_config = ConfigDict(strict=True)
+
+    agent: str | None = None
+    model: Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f]{1,256}$")] | None = None
+    temperature: float | None = Field(default=None, ge=0, le=5)
 
 
 class AdminError(Noun):

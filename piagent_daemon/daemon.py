@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
+from piagent_daemon.announcer import Announcer
+from piagent_daemon.defaults import Chooser
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.ports import ConversationStore, FrontDoor, Provider
 from piagent_daemon.reporting import Reporting
@@ -37,6 +39,8 @@ class Daemon:
         provider: Provider,
         reporting: Reporting,
         watch: ProviderWatch,
+        announcer: Announcer,
+        chooser: Chooser,
         warmup: Warmup,
         notifier: Notifier,
         reload: Callable[[], Awaitable[Config]],
@@ -48,6 +52,8 @@ class Daemon:
         self._provider = provider
         self._reporting = reporting
         self._watch = watch
+        self._announcer = announcer
+        self._chooser = chooser
         self._warmup = warmup
         self._notifier = notifier
         self._reload = reload
@@ -68,11 +74,13 @@ class Daemon:
         """Start, tell systemd when ready, and on leaving drain and stop."""
         self._failed = asyncio.get_running_loop().create_future()
         await self._store.start()
+        await self._chooser.restore()
         for door in self._doors:
             await door.start()
         self._start(self._announce_ready(), "announce ready")
         self._start(self._watch.run(), "watch the model server")
         self._start(self._reporting.run(), "report health")
+        self._start(self._announcer.run(), "tell Home Assistant")
         self._start(self._sweep(), "sweep the memory")
         self._start(self._ping(), "ping the watchdog")
         self._warmup.begin()
@@ -172,10 +180,12 @@ class Daemon:
             self._reporting.config_rejected = True
         else:
             changed = {name for name, agent in fresh.agents.items() if self.config.agents.get(name) != agent}
-            self.config.settings, self.config.agents = fresh.settings, fresh.agents
+            settings = await self._chooser.over(fresh.settings, fresh.agents)
+            self.config.settings, self.config.agents = settings, fresh.agents
             self._reporting.config_rejected = False
             self._warmup.begin(changed)
             log.info("reloaded: %d agents", len(fresh.agents))
         self._reporting.introduce()
         self._reporting.changed()
+        self._announcer.changed()
         self._notifier.ready()

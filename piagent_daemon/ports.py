@@ -39,6 +39,9 @@ class Provider(Protocol):
     async def prime(self, request: ChatRequest) -> None:
         """Load the model and let it read the prompt of `request` (system text), generating next to nothing."""
 
+    async def unload(self, model: str) -> None:
+        """Have the server give up a model's memory; nothing where that is not ours to say. The next call loads it."""
+
     async def probe(self, model: str) -> ProviderState:
         """Look whether the server answers and has `model`; cheap, bounded in time, never raises ProviderError."""
 
@@ -111,6 +114,12 @@ class ConversationStore(Protocol):
 
     async def conversations(self) -> list[ConversationInfo]:
         """List the conversations, last used first."""
+
+    async def note(self, name: str, value: bytes) -> None:
+        """Keep a few bytes under a name beside the conversations, for as long as those are kept; b"" forgets them."""
+
+    def noted(self, name: str) -> bytes:
+        """Return what was noted last under a name, or b""."""
 
     async def sweep(self) -> int:
         """Forget what has outlived MEMORY_TTL_MIN and the journal's old entries; return the conversations forgotten."""
@@ -193,8 +202,11 @@ class FrontDoor(Protocol):
 class Herald(FrontDoor, Protocol):
     """The front door that also tells everybody how the daemon is, and says goodbye when it stops."""
 
-    def announce(self, name: str, payload: bytes) -> None:
-        """Publish one retained message under the base topic (`health`, `info`), now and after each reconnect."""
+    def announce(self, topic: str, payload: bytes) -> None:
+        """Publish one retained message, now and after each reconnect; an empty one takes back what stands there."""
+
+    def listen(self, topic: str, heard: Callable[[bytes], None]) -> None:
+        """Hand over what comes on a topic of somebody else's; call it before `start`."""
 
 
 class Clock(Protocol):

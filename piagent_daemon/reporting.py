@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from piagent_daemon import CONTRACT_VERSION, __version__
-from piagent_daemon.contract import AgentInfo, Health, Info
+from piagent_daemon.contract import AgentInfo, Defaults, Health, Info
 from piagent_daemon.health import Reporter, Tally
 from piagent_daemon.ports import FrontDoor, Herald
 from piagent_daemon.scheduler import Scheduler
@@ -54,6 +54,7 @@ class Reporting:
         self._reporter = reporter
         self._tally = tally
         self._notifier = notifier
+        self._topics = Topics(config.settings.mqtt_base_topic)
         self._wake = asyncio.Event()
         self._last: tuple[object, ...] | None = None
 
@@ -69,40 +70,11 @@ class Reporting:
 
     def info(self) -> Info:
         """Return the description of this daemon."""
-        settings, topics = self._config.settings, Topics(self._config.settings.mqtt_base_topic)
-        model = settings.ollama_model_general
-        agents = [
-            AgentInfo(
-                name=agent.name,
-                description=agent.description,
-                provider=agent.provider or settings.provider,
-                model=agent.model or model,
-            )
-            for agent in self._config.agents.values()
-        ]
-        return Info(
-            version=__version__,
-            contract=CONTRACT_VERSION,
-            agents=agents,
-            limits={name: int(getattr(settings, name)) for name in LIMITS},
-            provider=settings.provider,
-            model=model,
-            models=sorted({model, *(agent.model for agent in agents)}),
-            topics={
-                "in": topics.inbox("<convo>"),
-                "out": topics.out("<convo>"),
-                "cancel": topics.cancel("<convo>"),
-                "reset": topics.reset("<convo>"),
-                "health": topics.health,
-                "info": topics.info,
-                "request": topics.request("<method>"),
-                "response": topics.response("<method>"),
-            },
-        )
+        return describe(self._config)
 
     def introduce(self) -> None:
         """Publish what this daemon is."""
-        self._herald.announce("info", self.info().encode())
+        self._herald.announce(self._topics.info, self.info().encode())
 
     def changed(self) -> None:
         """Look again soon: something may have changed."""
@@ -126,7 +98,7 @@ class Reporting:
         if seen == self._last:
             return
         self._last = seen
-        self._herald.announce("health", health.encode())
+        self._herald.announce(self._topics.health, health.encode())
         self._notifier.status(self._status(health))
 
     def _status(self, health: Health) -> str:
@@ -134,3 +106,38 @@ class Reporting:
             return f"waiting for the broker: {self._herald.state.detail or 'not connected'}"
         counts = f"{health.totals.replies} answered, {health.queue.active} active, {health.queue.waiting} waiting"
         return f"{health.status}: {', '.join(health.reasons)}; {counts}" if health.reasons else f"ok; {counts}"
+
+
+def describe(config: Config) -> Info:
+    """Return the description of a daemon with this configuration."""
+    settings, topics = config.settings, Topics(config.settings.mqtt_base_topic)
+    model = settings.ollama_model_general
+    agents = [
+        AgentInfo(
+            name=agent.name,
+            description=agent.description,
+            provider=agent.provider or settings.provider,
+            model=agent.model or model,
+        )
+        for agent in config.agents.values()
+    ]
+    return Info(
+        version=__version__,
+        contract=CONTRACT_VERSION,
+        agents=agents,
+        defaults=Defaults(agent=settings.default_agent, model=model, temperature=settings.temperature),
+        limits={name: int(getattr(settings, name)) for name in LIMITS},
+        provider=settings.provider,
+        model=model,
+        models=sorted({model, *(agent.model for agent in agents)}),
+        topics={
+            "in": topics.inbox("<convo>"),
+            "out": topics.out("<convo>"),
+            "cancel": topics.cancel("<convo>"),
+            "reset": topics.reset("<convo>"),
+            "health": topics.health,
+            "info": topics.info,
+            "request": topics.request("<method>"),
+            "response": topics.response("<method>"),
+        },
+    )

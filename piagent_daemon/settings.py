@@ -133,7 +133,7 @@ class Settings(BaseModel):
     shutdown_grace_s: float = _set(
         20, "seconds that running answers get at a stop; below TimeoutStopSec of the unit", reload=True, ge=0, le=3600
     )
-    ha_discovery: bool = _set(True, "announce the daemon to Home Assistant")
+    ha_discovery: bool = _set(True, "announce the daemon to Home Assistant", reload=True)
     ha_discovery_prefix: kind.Topic = _set("homeassistant", "Home Assistant's discovery prefix")
     voice_agent: kind.AgentName = _set("voice", "who answers what comes in by Hermes or Wyoming")
     hermes: bool = _set(False, "answer over Hermes, the MQTT messages of Rhasspy")

@@ -259,7 +259,7 @@ class Assistant:
 
     def _outcome(self, job: Job, plan: Plan, conversation: Conversation, final: FinalEvent) -> Outcome:
         outcome = Outcome(
-            job.conversation_id, job.request_id, final.encode(), agent=job.agent.name, epoch=conversation.epoch
+            job.conversation_id, job.request_id, final.encode(), agent=job.request.agent, epoch=conversation.epoch
         )
         settings = self._config.settings
         if not settings.enable_memory or not final.reply.strip():

@@ -109,7 +109,7 @@ class Turn:
 class Conversation:
     """What is remembered of one conversation, oldest turn first.
 
-    `dropped` counts the turns that were cut from its front since it began; `agent` answered last, None in a new one.
+    `dropped` counts the turns that were cut from its front since it began; `agent` was named last, None when none was.
     `epoch` dates this reading: hand it on in the Outcome, so that a `clear` in between is noticed.
     """
 
@@ -164,9 +164,10 @@ class Ticket:
 class Outcome:
     """The end of one request, stored as one unit: its terminal event and what the conversation becomes.
 
-    `turns` are appended after `drop` turns were cut from the front of the history that the turn began with. With
-    `turns` empty and `drop` 0 the conversation stays as it is. `epoch` is that of the Conversation which the turn
-    loaded: when the conversation was cleared after that, only the terminal event is stored.
+    `agent` is the one that the request named; with None the conversation keeps the one it has, if any. `turns` are
+    appended after `drop` turns were cut from the front of the history that the turn began with. With `turns` empty and
+    `drop` 0 the conversation stays as it is. `epoch` is that of the Conversation which the turn loaded: when the
+    conversation was cleared after that, only the terminal event is stored.
     """
 
     conversation_id: str

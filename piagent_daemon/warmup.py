@@ -38,22 +38,35 @@ class Warmup:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    async def reload(self, model: str) -> None:
+        """Have the server drop a model and load it anew, its agents' prompts with it. Raises ProviderError."""
+        if self._task:
+            self._task.cancel()
+        await self._provider.unload(model)
+        agents = [agent for agent in self._config.agents.values() if self._model(agent) == model]
+        settings = self._config.settings
+        for agent in agents or [self._config.agents[settings.default_agent]]:
+            await self._provider.prime(self._request(agent, model))
+
     async def _prime(self, agents: list[Agent]) -> None:
         for agent in agents:
             if not self._is_idle():
                 return
             try:
-                await self._provider.prime(self._request(agent))
+                await self._provider.prime(self._request(agent, self._model(agent)))
             except PiagentError as error:
                 # The watch on the model server tells the same in health; the first request simply starts cold.
                 log.info("not primed with agent %s: %s", agent.name, error)
                 return
 
-    def _request(self, agent: Agent) -> ChatRequest:
+    def _model(self, agent: Agent) -> str:
+        return agent.model or self._config.settings.ollama_model_general
+
+    def _request(self, agent: Agent, model: str) -> ChatRequest:
         settings = self._config.settings
         messages = (Message("system", agent.system),)
         return ChatRequest(
-            model=agent.model or settings.ollama_model_general,
+            model=model,
             messages=messages,
             options={"num_predict": 1},
             context_tokens=settings.ctx_tokens,

@@ -63,6 +63,10 @@ class ProviderWatch:
             self._set(ProviderState(reachable=reachable, error=event.message), event.code)
             self._look_soon.set()
 
+    def look_soon(self) -> None:
+        """Look in a moment: there may be another model to look for."""
+        self._look_soon.set()
+
     async def run(self) -> None:
         """Look, wait, look again, for ever."""
         pause_s = FIRST_LOOK_S

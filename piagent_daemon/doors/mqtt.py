@@ -14,7 +14,7 @@ import paho.mqtt.client as paho
 
 from piagent_daemon.doors.mqtt_admin import Clerk
 from piagent_daemon.doors.mqtt_connection import JSON
-from piagent_daemon.doors.mqtt_guest import FOREIGN, Guest
+from piagent_daemon.doors.mqtt_guest import FOREIGN, Ear, Guest
 from piagent_daemon.doors.mqtt_inbox import Inbox
 from piagent_daemon.doors.mqtt_link import Link
 from piagent_daemon.doors.mqtt_reply import HEADER_BYTES, Replies
@@ -52,7 +52,9 @@ class MqttDoor:
         self._selftest = SelfTest(self._link.outbox, self._topics, clock, self._on_verdict)
         self._ready = asyncio.Event()
         self._filters = self._topics.filters
+        self._ears: set[str] = set()
         self._announced: dict[str, bytes] = {}
+        self._unheard: set[str] = set()
         self._unsubscribed = False
         self._denied: frozenset[str] = frozenset()
         self._reported: DoorState | None = None
@@ -87,14 +89,24 @@ class MqttDoor:
         """Return when the subscriptions are acknowledged for the first time."""
         await self._ready.wait()
 
-    def announce(self, name: str, payload: bytes) -> None:
-        """Publish a retained message on `<base>/<name>`, now and after each reconnect."""
-        self._announced[name] = payload
+    def announce(self, topic: str, payload: bytes) -> None:
+        """Publish a retained message, now and after each reconnect; an empty one takes back what stands there."""
+        self._announced[topic] = payload
         if self._link.connected:
-            self._publish_announced(name)
+            self._publish_announced(topic)
 
-    def _publish_announced(self, name: str, done: Callable[[int], None] | None = None) -> None:
-        self._link.outbox.publish(f"{self._topics.base}/{name}", self._announced[name], 1, retain=True, done=done)
+    def _publish_announced(self, topic: str) -> None:
+        def done(code: int) -> None:
+            if code == NOT_AUTHORIZED and self._announced[topic] and topic not in self._unheard:
+                self._unheard.add(topic)
+                log.warning('the broker does not let us publish on "%s": allow this user to write it', topic)
+
+        self._publish(topic, self._announced[topic], done, retain=True)
+
+    def listen(self, topic: str, heard: Callable[[bytes], None]) -> None:
+        """Hand over what comes on a topic of somebody else's; call it before `start`. A refusal is no trouble."""
+        self._ears.add(topic)
+        self.invite(Ear(topic, heard))
 
     async def stop_intake(self) -> None:
         """Hand nothing more to the engine; see `ports.FrontDoor`.
@@ -114,8 +126,8 @@ class MqttDoor:
             async with asyncio.timeout(deadline_s if self._link.connected else min(deadline_s, RETURN_S)):
                 await self._link.outbox.quiet()
                 if self._link.connected:
-                    self._announced["health"] = self._will
-                    self._publish_announced("health")
+                    self._announced[self._topics.health] = self._will
+                    self._publish_announced(self._topics.health)
                     await self._link.outbox.quiet()
         except TimeoutError:
             log.warning("the broker did not acknowledge everything before the stop")
@@ -132,11 +144,14 @@ class MqttDoor:
 
     def publish(self, topic: str, payload: bytes, done: Callable[[int], None]) -> None:
         """Publish what a guest has to say; see `mqtt_guest.Host`."""
+        self._publish(topic, payload, done)
+
+    def _publish(self, topic: str, payload: bytes, done: Callable[[int], None], *, retain: bool = False) -> None:
         if len(payload) + len(topic.encode()) + len(JSON.pack()) + HEADER_BYTES > self._link.outbox.max_packet:
             log.error("the broker does not take a message of %d bytes on %.64r: it is lost", len(payload), topic)
             done(PACKET_TOO_LARGE)
         else:
-            self._link.outbox.publish(topic, payload, 1, done=done)
+            self._link.outbox.publish(topic, payload, 1, retain=retain, done=done)
 
     # ---------------------------------------------------------------------------------------------- what the link tells
 
@@ -148,8 +163,8 @@ class MqttDoor:
             asked = {name for name, _ in self._filters}
             self._link.unsubscribe(tuple(name for name in FOREIGN if name not in asked))
         self._link.subscribe((*self._filters, *self._selftest.filters(self._link.protocol)))
-        for name in self._announced:
-            self._publish_announced(name)
+        for topic in self._announced:
+            self._publish_announced(topic)
         self.on_state()
 
     def on_down(self) -> None:
@@ -172,7 +187,8 @@ class MqttDoor:
     def on_suback(self, codes: list[int]) -> None:
         """See `mqtt_link.Listener`."""
         asked = [name for name, _ in self._filters]
-        denied = [name for name, code in zip(asked, codes, strict=False) if code >= UNSPECIFIED]
+        refused = [name for name, code in zip(asked, codes, strict=False) if code >= UNSPECIFIED]
+        denied = [name for name in refused if name not in self._ears]
         if denied and not self._unsubscribed:
             log.error("the broker refuses the subscriptions to %s: allow this user to read them", ", ".join(denied))
         self._unsubscribed = bool(denied)

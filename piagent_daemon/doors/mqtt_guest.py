@@ -35,6 +35,26 @@ class Guest(Protocol):
         """Take a message in its turn; `receipt` is to be settled or forgotten when its answer is safe."""
 
 
+class Ear:
+    """A guest that listens to one topic and says nothing."""
+
+    def __init__(self, topic: str, heard: Callable[[bytes], None]) -> None:
+        self.filters = ((topic, 0),)
+        self._topic = topic
+        self._heard = heard
+
+    def claims(self, topic: str) -> bool:
+        return topic == self._topic
+
+    def overhear(self, letter: Letter) -> bool:
+        self._heard(letter.payload)
+        return True
+
+    async def take(self, letter: Letter, delivery: Delivery, receipt: Receipt) -> None:  # noqa: ARG002 the seam's
+        """Never called: everything is overheard."""
+        receipt.settle()
+
+
 class Host(Protocol):
     """What the MQTT door does for its guests."""
 

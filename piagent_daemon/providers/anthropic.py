@@ -72,6 +72,9 @@ class AnthropicProvider:
     async def prime(self, request: ChatRequest) -> None:
         """Do nothing: no model is loaded for us, and reading costs money."""
 
+    async def unload(self, model: str) -> None:
+        """Nothing: the server keeps or drops its models as it likes."""
+
     async def probe(self, model: str) -> ProviderState:
         """Ask for the model's entry, under which its aliases are found too; 5 s at most."""
         return await look(self._state(model), PROBE_S)

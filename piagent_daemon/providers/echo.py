@@ -38,6 +38,9 @@ class EchoProvider:
     async def prime(self, request: ChatRequest) -> None:
         """Nothing to load."""
 
+    async def unload(self, model: str) -> None:
+        """Nothing to unload."""
+
     async def probe(self, model: str) -> ProviderState:  # noqa: ARG002 - any name will do
         """Always there."""
         return ProviderState(reachable=True, model_loaded=True, model_found=True)

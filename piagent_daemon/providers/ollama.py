@@ -67,6 +67,11 @@ class OllamaProvider:
         if not self._paid:
             await read_prompt(self.chat, request)
 
+    async def unload(self, model: str) -> None:
+        """Send /api/generate without a prompt and with keep_alive 0; nothing in the cloud."""
+        if not self._paid:
+            await self._http.call("POST", "/api/generate", {"model": model, "keep_alive": 0}, model=model)
+
     async def probe(self, model: str) -> ProviderState:
         """Look at /api/tags and /api/ps, which answer at once even while a model loads; 2.5 s at most."""
         return await look(self._state(model), PROBE_S)

@@ -73,6 +73,9 @@ class OpenAIProvider:
         if self._here:
             await read_prompt(self.chat, request)
 
+    async def unload(self, model: str) -> None:
+        """Nothing: the server keeps or drops its models as it likes."""
+
     async def probe(self, model: str) -> ProviderState:
         """Look at the list of models; 5 s at most."""
         return await look(self._state(model), PROBE_S)

@@ -27,6 +27,8 @@ PRAGMA cell_size_check = ON;
 PRAGMA cache_size = -512;
 PRAGMA journal_size_limit = 1048576;
 """
+NOTES = "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value BLOB, checksum INTEGER);"
+"""Files of version 0.1 have no such table yet."""
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE histories (id TEXT PRIMARY KEY, turns BLOB, count INTEGER, dropped INTEGER, agent TEXT, used REAL,
@@ -34,6 +36,7 @@ CREATE TABLE histories (id TEXT PRIMARY KEY, turns BLOB, count INTEGER, dropped 
 CREATE TABLE requests (conversation_id TEXT, request_id TEXT, key TEXT, attempts INTEGER, crashes INTEGER,
                        running INTEGER, terminal BLOB, changed REAL, checksum INTEGER,
                        PRIMARY KEY (conversation_id, request_id));
+{NOTES}
 CREATE TABLE boot (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT);
 PRAGMA user_version = {VERSION};
 COMMIT;
@@ -130,12 +133,14 @@ class Database:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise Damage(str(verdict).partition("\n")[0][:200])
+        connection.execute(NOTES)
 
     def _read(self, connection: sqlite3.Connection) -> Contents:
         boot = connection.execute("SELECT name FROM boot").fetchone()
         return Contents(
             histories=[_sound(row) for row in connection.execute("SELECT * FROM histories ORDER BY used")],
             requests=[_sound(row) for row in connection.execute("SELECT * FROM requests ORDER BY changed")],
+            notes=[_sound(row) for row in connection.execute("SELECT * FROM notes")],
             boot=str(boot[0]) if boot else "",
         )
 
@@ -143,6 +148,7 @@ class Database:
         if batch.wipe:
             connection.execute("DELETE FROM histories")
             connection.execute("DELETE FROM requests")
+            connection.execute("DELETE FROM notes")
         if not self._boot_written:
             connection.execute("REPLACE INTO boot VALUES (1, ?)", (self._boot,))
         connection.executemany("DELETE FROM histories WHERE id = ?", _plain((name,) for name in batch.forgotten))
@@ -151,6 +157,7 @@ class Database:
         )
         connection.executemany("REPLACE INTO histories VALUES (?, ?, ?, ?, ?, ?, ?)", _summed(batch.histories))
         connection.executemany("REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _summed(batch.requests))
+        connection.executemany("REPLACE INTO notes VALUES (?, ?, ?)", _summed(batch.notes))
 
     def _free_name(self) -> Path:
         stamp = f"{self._clock.now():%Y%m%dT%H%M%SZ}"

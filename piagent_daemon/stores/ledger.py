@@ -11,6 +11,9 @@ from piagent_daemon.stores.history import Histories, HistoryRow
 from piagent_daemon.stores.journal import Journal, JournalRow, RequestId
 from piagent_daemon.values import Outcome
 
+NoteRow = tuple[str, bytes]
+"""A name, and what was noted under it; b"" is nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -23,6 +26,7 @@ class Batch:
     forgotten: list[str]
     requests: list[JournalRow]
     dropped: list[RequestId]
+    notes: list[NoteRow]
     durable: bool = False
     wipe: bool = False
 
@@ -33,6 +37,7 @@ class Contents:
 
     histories: list[HistoryRow] = field(default_factory=list)
     requests: list[JournalRow] = field(default_factory=list)
+    notes: list[NoteRow] = field(default_factory=list)
     boot: str = ""
 
 
@@ -49,11 +54,20 @@ class Ledger:
         self._clock = clock
         self.histories = Histories(settings, clock, filed=filed)
         self.journal = Journal(settings, clock, filed=filed)
+        self.notes: dict[str, bytes] = {}
+        self._filed = filed
+        self._renoted: set[str] = set()
 
     def commit(self, outcome: Outcome) -> None:
         """Store the end of a request and what its conversation becomes."""
         self.histories.commit(outcome)
         self.journal.commit((outcome.conversation_id, outcome.request_id), outcome.terminal)
+
+    def note(self, name: str, value: bytes) -> None:
+        """Keep `value` under `name`."""
+        self.notes[name] = value
+        if self._filed:
+            self._renoted.add(name)
 
     def clear(self, conversation_id: str | None) -> int:
         """Forget one conversation or all; return how many."""
@@ -68,12 +82,13 @@ class Ledger:
     @property
     def changes(self) -> int:
         """How many rows a file does not have in their newest state."""
-        return len(self.histories.changed) + len(self.journal.changed)
+        return len(self.histories.changed) + len(self.journal.changed) + len(self._renoted)
 
     def take(self, *, durable: bool = False, wipe: bool = False) -> Batch:
         """Return all changes, which then count as written; give them back with `put_back` when they were not."""
         names, self.histories.changed = self.histories.changed, set()
         requests, self.journal.changed = self.journal.changed, set()
+        renoted, self._renoted = self._renoted, set()
         rows = {name: self.histories.row(name) for name in names}
         entries = {name: self.journal.row(name) for name in requests}
         return Batch(
@@ -81,6 +96,7 @@ class Ledger:
             forgotten=[name for name, row in rows.items() if row is None],
             requests=[row for row in entries.values() if row is not None],
             dropped=[name for name, row in entries.items() if row is None],
+            notes=[(name, self.notes[name]) for name in renoted],
             durable=durable,
             wipe=wipe,
         )
@@ -91,11 +107,13 @@ class Ledger:
         self.histories.changed.update(batch.forgotten)
         self.journal.changed.update(row[:2] for row in batch.requests)
         self.journal.changed.update(batch.dropped)
+        self._renoted.update(name for name, _ in batch.notes)
 
     def mark_all(self) -> None:
         """Note that the file has nothing."""
         self.histories.mark_all()
         self.journal.mark_all()
+        self._renoted = set(self.notes)
 
     def adopt(self, contents: Contents, boot: str) -> None:
         """Take in what an earlier process left in a file; what is in RAM already is newer and stays."""
@@ -105,3 +123,4 @@ class Ledger:
         shift = 0.0 if contents.boot == boot and newest <= now else now - newest
         self.histories.adopt(contents.histories, shift)
         self.journal.adopt(contents.requests, shift)
+        self.notes = dict(contents.notes) | self.notes

@@ -51,6 +51,12 @@ class MemoryStore:
     async def conversations(self) -> list[ConversationInfo]:
         return self._ledger.histories.infos()
 
+    async def note(self, name: str, value: bytes) -> None:
+        self._ledger.note(name, value)
+
+    def noted(self, name: str) -> bytes:
+        return self._ledger.notes.get(name, b"")
+
     async def sweep(self) -> int:
         return self._ledger.sweep()
 

@@ -126,6 +126,13 @@ class SqliteStore:
     async def conversations(self) -> list[ConversationInfo]:
         return self._ledger.histories.infos()
 
+    async def note(self, name: str, value: bytes) -> None:
+        self._ledger.note(name, value)
+        await self._save(durable=True)
+
+    def noted(self, name: str) -> bytes:
+        return self._ledger.notes.get(name, b"")
+
     async def sweep(self) -> int:
         forgotten = self._ledger.sweep()
         await self._save()

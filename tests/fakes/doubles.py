@@ -53,6 +53,7 @@ class ScriptedProvider:
         self.scripts: list[Script] = []
         self.asked: list[ChatRequest] = []
         self.primed: list[ChatRequest] = []
+        self.unloaded: list[str] = []
         self.closed_early = 0
         self.state = ProviderState(reachable=True, model_loaded=True, model_found=True)
 
@@ -74,6 +75,9 @@ class ScriptedProvider:
 
     async def prime(self, request: ChatRequest) -> None:
         self.primed.append(request)
+
+    async def unload(self, model: str) -> None:
+        self.unloaded.append(model)
 
     async def probe(self, model: str) -> ProviderState:  # noqa: ARG002 - the seam's signature
         return self.state

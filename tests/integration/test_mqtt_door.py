@@ -226,8 +226,8 @@ async def test_too_many_admin_requests_are_busy(mosquitto: Mosquitto, base_topic
 async def test_announcements_are_retained_and_come_again(mosquitto: Mosquitto, base_topic: str, protocol: str) -> None:
     engine = EchoEngine()
     door = make_door(mosquitto.port, engine, mqtt_base_topic=base_topic, mqtt_protocol=protocol)
-    door.announce("health", b'{"status":"old"}')
-    door.announce("health", b'{"status":"ok"}')
+    door.announce(f"{base_topic}/health", b'{"status":"old"}')
+    door.announce(f"{base_topic}/health", b'{"status":"ok"}')
     await door.start()
     await asyncio.wait_for(door.ready(), 5)
     async with Observer(mosquitto.port, base=base_topic) as observer:
@@ -246,7 +246,7 @@ async def test_the_will_tells_of_a_death(mosquitto: Mosquitto, base_topic: str, 
     door = make_door(mosquitto.port, engine, mqtt_base_topic=base_topic, mqtt_protocol=protocol)
     await door.start()
     await asyncio.wait_for(door.ready(), 5)
-    door.announce("health", b'{"status":"ok"}')
+    door.announce(f"{base_topic}/health", b'{"status":"ok"}')
     async with Observer(mosquitto.port, base=base_topic) as observer:
         await observer.subscribe(f"{base_topic}/health")
         await observer.wait(lambda message: message.field("status") == "ok")

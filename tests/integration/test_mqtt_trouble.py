@@ -162,7 +162,7 @@ async def test_nonsense_from_the_broker_leads_to_a_new_connection(monkeypatch: p
                 broker.drop()  # it waits for the rest of a packet that never comes
                 await until(functools.partial(is_past, door, generation))
             assert door.alive, number
-        door.announce("info", b"{}")
+        door.announce("piagent/info", b"{}")
         await until(lambda: broker.of(PUBLISH, "/info"))
 
 

@@ -9,6 +9,7 @@ import pytest
 from piagent_daemon.admin import AdminDesk
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import AdminResponse, AgentInfo
+from piagent_daemon.defaults import Chooser
 from piagent_daemon.errors import ProviderUnavailable
 from piagent_daemon.health import Tally
 from piagent_daemon.reporting import Reporting
@@ -16,6 +17,7 @@ from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
+from piagent_daemon.warmup import Warmup
 from piagent_daemon.window import Ledger
 from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, incoming
 
@@ -29,7 +31,9 @@ class World:
         self.store = MemoryStore(settings, clock)
         assistant = Assistant(config, self.provider, self.store, Ledger(), clock)
         self.scheduler = Scheduler(assistant, config, self.store, Tally(clock), clock)
-        self.desk = AdminDesk(config, self.scheduler, self.store, self.provider)
+        self.chooser = Chooser(config, self.store)
+        warmup = Warmup(self.provider, config, lambda: True)
+        self.desk = AdminDesk(config, self.scheduler, self.store, self.provider, chooser=self.chooser, warmup=warmup)
         agents = [AgentInfo(name="general", description="", provider="scripted", model="m")]
         self.desk.reporting = cast(
             "Reporting",
@@ -84,6 +88,27 @@ async def test_models_are_listed(world: World) -> None:
     assert (await world.ask("models/list"))["data"]["models"][0]["name"] == "scripted:1b"
 
 
+async def test_a_model_is_dropped_and_loaded_anew(world: World) -> None:
+    assert (await world.ask("models/reload"))["data"] == {"model": "qwen2.5:3b-instruct"}
+    assert (await world.ask("models/reload", {"model": "small"}))["data"] == {"model": "small"}
+    assert world.provider.unloaded == ["qwen2.5:3b-instruct", "small"]
+    assert [request.model for request in world.provider.primed] == ["qwen2.5:3b-instruct", "small"]
+    assert {request.messages[0].content for request in world.provider.primed} == {"Be brief."}
+
+
+async def test_defaults_are_set_and_told(world: World) -> None:
+    plain = {"agent": "general", "model": "qwen2.5:3b-instruct", "temperature": 0.7}
+    assert (await world.ask("defaults/set"))["data"] == plain
+    assert (await world.ask("defaults/set", {"model": "small", "temperature": 1}))["data"] == plain | {
+        "model": "small",
+        "temperature": 1.0,
+    }
+    assert (await world.ask("defaults/set", {"model": None, "temperature": None}))["data"] == plain
+    await world.ask("defaults/set", {"model": "small"})
+    await world.talk()
+    assert world.provider.asked[-1].model == "small"
+
+
 async def test_health_is_given(world: World) -> None:
     assert (await world.ask("health"))["data"] == {"a": 1}
 
@@ -105,6 +130,10 @@ async def test_cancel_finds_its_request(world: World) -> None:
         ("lights/on", b"", 'no method "lights/on"'),
         ("memory/get", b"{}", "conversation_id"),
         ("memory/get", b'{"conversation_id": 5}', "conversation_id"),
+        ("defaults/set", b'{"temperature": 6}', "temperature"),
+        ("defaults/set", b'{"temperature": "hot"}', "temperature"),
+        ("defaults/set", b'{"model": "two words"}', "model"),
+        ("defaults/set", b'{"modle": "small"}', "modle"),
         ("health", b'{"extra": 1}', "extra"),
         ("health", b"{nonsense", "not valid JSON"),
         ("health", b"[1]", "not a JSON object"),
