@@ -12,7 +12,7 @@ from typing import Any
 from tests.bench.client import BenchError
 from tests.bench.harness import FLOOR, PIAGENT, Figure, table
 
-NAMES = ("latency", "burst", "steady", "throughput", "footprint", "size", "prefix", "crash")
+NAMES = ("latency", "burst", "steady", "throughput", "footprint", "size", "prefix", "speech", "crash")
 SIDES = {"both": (FLOOR, PIAGENT), FLOOR: (FLOOR,), PIAGENT: (PIAGENT,)}
 
 

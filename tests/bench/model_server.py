@@ -39,6 +39,8 @@ class Plan:
     """Start each stream at a random moment of its first interval, as independent conversations would."""
     stamped: bool = False
     """Each token is the time at which it was written."""
+    leading: bool = False
+    """The space stands before a word, as in real tokens, so that a stop comes without anything behind it."""
     numbered: bool = False
     """The answer begins with the number of the call, so that the same question asked twice is answered differently."""
     lines_per_write: int = 1
@@ -49,12 +51,13 @@ class Plan:
 
 @dataclass
 class Record:
-    """One tagged request: when it was there, when its first and last token were written."""
+    """One tagged request: when it was there, when its first and last token and its first stop were written."""
 
     tag: str
     arrived: float
     first: float = 0.0
     last: float = 0.0
+    stop: float = 0.0
 
 
 class State:
@@ -200,6 +203,8 @@ class Stream:
         if plan.numbered:
             self.texts[0] = f"Answer {next(connection.state.numbers)}: "
         self.texts[-1] = self.texts[-1].rstrip()
+        if plan.leading:
+            self.texts = [f"{' ' * bool(at)}{text.rstrip()}" for at, text in enumerate(self.texts)]
         self.done = b""
         self.next = 0
 
@@ -233,6 +238,8 @@ class Stream:
         text = f"{now:.6f} " if self.plan.stamped else self.texts[self.next]
         data = chunked(json.dumps(self.line(text, done=False)).encode() + b"\n")
         self.record.first = self.record.first or now
+        if not self.record.stop and text.rstrip()[-1:] in {",", ".", "?", ":"}:
+            self.record.stop = now
         self.next += 1
         self.connection.transport.write(data)
         if self.next < len(self.texts):

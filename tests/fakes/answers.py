@@ -12,6 +12,7 @@ FIELDS: Final = {
     "accepted": {"position", "agent", "model"},
     "status": {"stage", "detail"},
     "chunk": {"text"},
+    "sentence": {"text", "index"},
     "final": {"reply", "speech", "model", "provider", "agent", "finish_reason", "expects_reply", "usage", "timing"}
     | {"context", "metadata"},
     "error": {"code", "message", "status_code", "retryable", "partial", "metadata"},
@@ -43,6 +44,9 @@ def check_answer(events: Sequence[Event], *, attempt: int = 1) -> Event:
     assert [kind for kind in kinds if kind in TERMINAL] == kinds[-1:]
     assert kinds.index("accepted") == 0 if "accepted" in kinds else kinds == ["error"]
     end = events[-1]
+    spoken = [event for event in events if event["type"] == "sentence"]
+    assert [event["index"] for event in spoken] == list(range(len(spoken)))
+    assert not (spoken and texts(events))
     if chunks := texts(events):
         assert "".join(chunks) == (end["reply"] if end["type"] == "final" else end["partial"])
     return end

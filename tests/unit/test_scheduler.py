@@ -19,7 +19,7 @@ from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, S
 
 AGENTS = {
     "general": Agent(name="general", system="Be brief."),
-    "voice": Agent(name="voice", system="Speak.", interrupt=True, model="small"),
+    "voice": Agent(name="voice", system="Speak.", interrupt=True, model="small", stop_phrases=("never mind", "停")),
 }
 
 
@@ -394,3 +394,115 @@ async def test_what_people_say_is_logged_only_when_wanted(caplog: pytest.LogCapt
     await (await world.submit("my secret diary")).terminal()
     assert ("my secret diary" in caplog.text) is wanted
     assert all(record.levelname == "DEBUG" for record in caplog.records if "diary" in record.getMessage())
+
+
+# --------------------------------------------------------------------------------------------- stop phrases, barge-in
+
+
+async def test_a_stop_phrase_cancels_without_a_model_call(world: World) -> None:
+    world.hold()
+    running = await world.speaking(await world.submit("story", agent="voice"))
+    waiting = await world.submit("more", interrupt=False)
+    stop = await world.submit("Never, mind!", id="s1", metadata={"a": 1})
+    last = await stop.terminal()
+    assert isinstance(last, FinalEvent)
+    assert (last.finish_reason, last.reply, last.speech, last.metadata) == ("cancelled", "", "", {"a": 1})
+    assert (last.agent, last.model, last.provider, last.request_id) == ("voice", "small", "scripted", "s1")
+    assert stop.kinds == ["accepted", "final"]
+    assert [event.seq for event in stop.events] == [0, 1]
+    assert (code(await running.terminal()), code(await waiting.terminal())) == ("cancelled", "cancelled")
+    assert len(world.provider.asked) == 1
+    assert [turn.content for turn in (await world.store.load("kitchen")).turns] == ["story", "well, "]
+
+
+async def test_a_stop_phrase_is_answered_also_when_nothing_runs(world: World) -> None:
+    assert code(await (await world.submit("停。", agent="voice")).terminal()) == "cancelled"
+    assert (world.provider.asked, world.store.count()) == ([], 0)
+    again = await world.submit("停。", agent="voice", key="k")
+    await again.terminal()
+    copy = await world.submit("停。", agent="voice", key="k", redelivered=True)
+    assert len(copy.again) == 1
+
+
+async def test_a_stop_phrase_leaves_other_conversations_and_agents_alone() -> None:
+    world = World(max_concurrent=2)
+    world.hold()
+    other = await world.speaking(await world.submit("story", conversation="hall", agent="voice"))
+    general = await world.submit("never mind", conversation="kitchen")
+    await world.submit("never mind", conversation="kitchen2", agent="voice")
+    await world.speaking(general)
+    world.gate.set()
+    assert [code(await other.terminal()), code(await general.terminal())] == ["stop", "stop"]
+
+
+async def remembered(world: World) -> list[tuple[str, bool]]:
+    return [(turn.content, turn.interrupted) for turn in (await world.store.load("kitchen")).turns]
+
+
+async def told(world: World, reply: str = "One is it. Two is it. Three is it.", **fields: Any) -> None:
+    world.provider.script = lambda _: answer(reply)
+    await (await world.submit("count", stream="sentences", **fields)).terminal()
+    await settled(world)
+
+
+async def settled(world: World) -> None:
+    async with asyncio.timeout(5):
+        while world.scheduler._errands or world.scheduler._tasks:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("index", "request_id", "kept"),
+    [
+        (0, None, [("count", False), ("One is it.", True)]),
+        (1, "r1", [("count", False), ("One is it. Two is it.", True)]),
+        (-1, None, []),
+        (2, None, [("count", False), ("One is it. Two is it. Three is it.", False)]),
+        (0, "other", [("count", False), ("One is it. Two is it. Three is it.", False)]),
+    ],
+)
+async def test_an_answer_that_is_complete_is_cut_to_what_was_spoken(
+    world: World, index: int, request_id: str | None, kept: list[tuple[str, bool]]
+) -> None:
+    await told(world, id="r1")
+    world.scheduler.cancel("kitchen", request_id, index)
+    await settled(world)
+    assert await remembered(world) == kept
+
+
+async def test_an_answer_is_cut_once_and_only_while_it_is_the_newest(world: World) -> None:
+    await told(world)
+    world.scheduler.cancel("kitchen", spoken_index=1)
+    world.scheduler.cancel("kitchen", spoken_index=0)
+    await settled(world)
+    assert (await remembered(world))[1] == ("One is it. Two is it.", True)
+    await (await world.submit("more")).terminal()
+    world.scheduler.cancel("kitchen", spoken_index=0)
+    await settled(world)
+    assert len(await remembered(world)) == 4
+
+
+async def test_a_word_on_what_was_spoken_that_comes_with_the_end(world: World) -> None:
+    """The answer is complete at the model, and its last sentences are not handed out yet."""
+    world.provider.script = lambda _: answer("One is it. Two is it. Three is it.")
+    channel = await world.submit("count", stream="sentences")
+    send = channel.send
+
+    def cancel_at_the_first(event: Any) -> None:
+        send(event)
+        if event.type == "sentence" and event.index == 0:
+            world.scheduler.cancel("kitchen", spoken_index=0)
+
+    channel.send = cancel_at_the_first  # type: ignore[method-assign]
+    last = await channel.terminal()
+    await settled(world)
+    assert await remembered(world) == [("count", False), ("One is it.", True)], last
+
+
+async def test_only_the_newest_conversations_are_known(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    monkeypatch.setattr("piagent_daemon.spoken.CONVERSATIONS", 1)
+    await told(world)
+    await told(world, conversation="hall")
+    world.scheduler.cancel("kitchen", spoken_index=0)
+    await settled(world)
+    assert not (await remembered(world))[1][1]

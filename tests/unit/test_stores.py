@@ -124,6 +124,22 @@ async def test_an_outcome_without_turns_leaves_the_conversation_alone(store: Con
     assert (await store.load("kitchen")).agent == "general"
 
 
+async def test_the_newest_answer_can_be_cut_to_what_was_heard(store: ConversationStore) -> None:
+    earlier = Turn("assistant", "Yes.", NOW)
+    newest = Turn("assistant", "No. Größe", NOW, tokens=4)
+    await store.commit(outcome(turns=(QUESTION, earlier, QUESTION, newest)))
+    await store.shorten("kitchen", 8, 3)  # it is another one
+    await store.shorten("hall", 9, 3)
+    assert (await store.load("kitchen")).turns[-1] == newest
+    await store.shorten("kitchen", 9, 3)
+    heard = Turn("assistant", "No.", NOW, interrupted=True)
+    assert (await store.load("kitchen")).turns == (QUESTION, earlier, QUESTION, heard)
+    await store.shorten("kitchen", 3, 0)
+    assert (await store.load("kitchen")).turns == (QUESTION, earlier)
+    assert (await store.conversations())[0].turns == 2
+    assert store.count() == 1
+
+
 async def test_conversations_do_not_leak_into_each_other(store: ConversationStore) -> None:
     hostile = ["kitchen", "Kitchen", "kitchen'; DROP TABLE histories; --", "%s", "..", "ki\0tchen", "küche", "\ud800"]
     for number, name in enumerate(hostile):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from piagent_daemon.agents import Agent
-from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options
+from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options, Sentence
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.job import Job, Stamp
@@ -290,3 +290,150 @@ async def test_thinking_never_reaches_the_reply(world: World) -> None:
     world.provider.script = lambda _: [Delta(thinking="secret"), Delta("42"), Delta(finish=Finish("stop"))]
     events = await world.run(world.job())
     assert "secret" not in "".join(event.encode().decode() for event in events)
+
+
+# ---------------------------------------------------------------------------------------------------------- sentences
+
+
+def sentences(events: list[Event]) -> list[str]:
+    spoken = [event for event in events if isinstance(event, Sentence)]
+    assert [event.index for event in spoken] == list(range(len(spoken)))
+    return [event.text for event in spoken]
+
+
+async def test_an_answer_goes_out_sentence_by_sentence(world: World) -> None:
+    world.provider.script = lambda _: answer("**Fine", ".** It", " is 3", ".5 °C. Shall", " I heat", "?")
+    events = await world.run(world.job(stream="sentences"))
+    last = final(events[-1])
+    assert sentences(events) == ["Fine.", "It is 3.5 °C.", "Shall I heat?"]
+    assert {event.type for event in events} == {"sentence", "final"}
+    assert last.reply == "**Fine.** It is 3.5 °C. Shall I heat?"
+    assert last.speech == "Fine. It is 3.5 °C. Shall I heat?"
+    assert last.expects_reply
+    assert [turn.content for turn in await world.turns()] == ["hello", last.reply]
+
+
+async def test_an_agent_may_want_sentences(world: World) -> None:
+    agent = Agent(name="voice", system="", stream="sentences")
+    assert "sentence" in [event.type for event in await world.run(world.job(agent=agent))]
+    assert "chunk" in [event.type for event in await world.run(world.job(agent=agent, stream=True))]
+
+
+async def test_the_first_sentence_does_not_wait_for_the_next_word_or_the_interval() -> None:
+    world, gate = World(chunk_interval_ms=10_000), asyncio.Event()
+    world.provider.script = lambda _: [Delta("The"), Delta(" light"), Delta(" is"), Delta(" on."), gate, *answer(" Ok")]
+    texts = []
+    async with asyncio.timeout(5):
+        async for event in world.assistant.answer(world.job(stream="sentences")):
+            texts.append(getattr(event, "text", event.type))
+            gate.set()
+    assert texts == ["The light is on.", "Ok", "final"]
+
+
+async def test_what_is_not_for_ears_is_in_the_reply_alone(world: World) -> None:
+    world.provider.script = lambda _: answer("Run:\n```sh\n", "rm x. y\n", "```\n")
+    events = await world.run(world.job(stream="sentences"))
+    assert sentences(events) == ["Run:"]
+    assert final(events[-1]).reply == "Run:\n```sh\nrm x. y\n```\n"
+    assert final(events[-1]).speech == "Run:"
+
+
+async def test_a_cancelled_answer_keeps_only_the_sentences_that_went_out(world: World) -> None:
+    world.provider.script = lambda _: [Delta("One is here. Two is he"), asyncio.Event()]
+    job, events = world.job(stream="sentences"), []
+    async for event in world.assistant.answer(job):
+        events.append(event)
+        job.stop("cancelled")
+    last = final(events[-1])
+    assert sentences(events) == ["One is here."]
+    assert (last.reply, last.speech, last.finish_reason) == ("One is here.", "One is here.", "cancelled")
+    assert [(turn.content, turn.interrupted) for turn in await world.turns()][1] == ("One is here.", True)
+
+
+@pytest.mark.parametrize(("index", "kept"), [(0, "**One.**"), (1, "**One.** Two is it."), (7, "**One.** Two is it.")])
+async def test_only_what_was_spoken_is_remembered(world: World, index: int, kept: str) -> None:
+    world.provider.script = lambda _: [Delta("**One.** Two is it. Three"), asyncio.Event()]
+    job, events = world.job(stream="sentences"), []
+    async for event in world.assistant.answer(job):
+        events.append(event)
+        if len(events) == 2:
+            job.stop("cancelled", index)
+    assert final(events[-1]).reply == kept
+    assert final(events[-1]).speech == kept.replace("*", "")
+    assert (await world.turns())[1].content == kept
+
+
+async def test_when_nothing_was_spoken_nothing_is_remembered(world: World) -> None:
+    world.provider.script = lambda _: [Delta("One is here. Two"), asyncio.Event()]
+    job, events = world.job(stream="sentences"), []
+    async for event in world.assistant.answer(job):
+        events.append(event)
+        job.stop("cancelled", -1)
+    assert final(events[-1]).reply == ""
+    assert await world.turns() == ()
+
+
+async def test_the_model_is_told_that_it_was_interrupted(world: World) -> None:
+    world.provider.script = lambda _: [Delta("One is here. Two"), asyncio.Event()]
+    job = world.job(stream="sentences")
+    async for _event in world.assistant.answer(job):
+        job.stop("cancelled")
+    world.provider.script = lambda _: answer("ok")
+    await world.ask("again")
+    await world.ask("more")
+    first, second = ([message.content for message in request.messages] for request in world.provider.asked[1:])
+    assert first == ["Be brief.", "hello", "One is here.", "[interrupts you] again"]
+    assert second == [*first, "ok", "more"]
+
+
+async def test_a_broken_stream_gives_the_sentences_that_went_out(world: World) -> None:
+    world.provider.script = lambda _: [Delta("One is here. Two is he"), ProviderError("The connection broke off.")]
+    events = await world.run(world.job(stream="sentences"))
+    assert sentences(events) == ["One is here."]
+    assert error(events[-1]).partial == "One is here."
+
+
+FILLER = Agent(name="voice", system="Speak.", filler={"text": "One moment.", "seconds": 2.0})
+
+
+async def test_a_filler_is_said_once_when_no_word_comes(world: World) -> None:
+    gate = asyncio.Event()
+    world.provider.script = lambda _: [gate, *answer("It is on. Bye.")]
+    job, events = world.job(agent=FILLER, stream="sentences"), []
+    world.clock.advance(2.0)  # it waited in the queue
+    async with asyncio.timeout(5):
+        async for event in world.assistant.answer(job):
+            events.append(event)
+            gate.set()
+    last = final(events[-1])
+    assert sentences(events) == ["One moment.", "It is on.", "Bye."]
+    assert (last.reply, last.speech) == ("It is on. Bye.", "It is on. Bye.")
+    assert (await world.turns())[1].content == "It is on. Bye."
+
+
+async def test_spoken_index_counts_the_filler(world: World) -> None:
+    gate = asyncio.Event()
+    world.provider.script = lambda _: [gate, Delta("One is here. Two is here. Three"), asyncio.Event()]
+    job, events = world.job(agent=FILLER, stream="sentences"), []
+    world.clock.advance(2.0)
+    async with asyncio.timeout(5):
+        async for event in world.assistant.answer(job):
+            events.append(event)
+            gate.set()
+            if len(events) == 3:
+                job.stop("cancelled", 1)
+    assert sentences(events) == ["One moment.", "One is here.", "Two is here."]
+    assert final(events[-1]).reply == "One is here."
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_without_sentences_there_is_no_filler(world: World, stream: bool) -> None:
+    world.provider.script = lambda _: answer("It is on.")
+    job = world.job(agent=FILLER, stream=stream)
+    world.clock.advance(2.0)
+    assert "sentence" not in [event.type for event in await world.run(job)]
+
+
+async def test_a_quick_answer_needs_no_filler(world: World) -> None:
+    world.provider.script = lambda _: answer("It is on.")
+    assert sentences(await world.run(world.job(agent=FILLER, stream="sentences"))) == ["It is on."]
