@@ -170,7 +170,10 @@ class ContextUse(Noun):
 
 
 class Final(Event):
-    """Terminal: the whole answer. `data` stands on the wire only when the request had a `format`."""
+    """Terminal: the whole answer.
+
+    On the wire `data` stands only when the request had a `format`, `cached` only when an earlier answer is given again.
+    """
 
     terminal = True
 
@@ -186,10 +189,11 @@ class Final(Event):
     timing: Timing
     context: ContextUse
     data: Any = None
+    cached: bool = False
     metadata: dict[str, Any] = {}
 
     def encode(self) -> bytes:
-        exclude = None if "data" in self.model_fields_set else {"data"}
+        exclude = {"data", "cached"} - self.model_fields_set or None
         return self.model_dump_json(exclude=exclude).encode()
 
 

@@ -75,7 +75,7 @@ class Tally:
         self._totals["cancelled" if event.finish_reason == "cancelled" else "replies"] += 1
         self._totals["prompt_tokens"] += event.usage.prompt_tokens
         self._totals["completion_tokens"] += event.usage.completion_tokens
-        if event.finish_reason != "cancelled":
+        if event.finish_reason != "cancelled" and not event.cached:
             self._first_token_s.append(event.timing.first_token_s)
             if event.timing.tokens_per_s:
                 self._tokens_per_s.append(event.timing.tokens_per_s)

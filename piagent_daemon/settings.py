@@ -93,6 +93,9 @@ class Settings(BaseModel):
     think: bool | Annotated[Literal["low", "medium", "high", "max"], kind.Word] = _set(
         False, "let models think that can; not all know levels", reload=True
     )
+    cache_ttl_s: float = _set(
+        0, "seconds that answers without history and chance are given again; 0 = never", reload=True, ge=0, le=_DAY_S
+    )
     prompts_dir: str | None = _set(
         None, "prompt files here override and add agents", reload=True, shown="the packaged prompts"
     )
@@ -158,6 +161,7 @@ class Settings(BaseModel):
         (), "models that a request may name, comma-separated; unset allows all", reload=True
     )
     models_admin: bool = _set(False, "allow models/pull and models/delete over MQTT", reload=True)
+    pull_missing: bool = _set(False, "download a missing model at start, where the model server can")
     files_dir: str | None = _set(None, "folder below which a request may name files", reload=True)
 
     @model_validator(mode="after")

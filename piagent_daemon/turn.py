@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from piagent_daemon import ending, files, prompt, window
 from piagent_daemon.agents import Agent
+from piagent_daemon.cache import AnswerCache
 from piagent_daemon.contract import ContextUse, Event, Status
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.ending import Run
@@ -65,6 +66,7 @@ class Assistant:
     ) -> None:
         self._config = config
         self._provider = provider
+        self._cache = AnswerCache(provider.chat, clock)
         self._store = store
         self._ledger = ledger
         self._clock = clock
@@ -210,7 +212,7 @@ class Assistant:
         while True:
             spoke = False
             try:
-                async with aclosing(self._provider.chat(request)) as deltas:
+                async with aclosing(self._cache.chat(request, settings.cache_ttl_s)) as deltas:
                     async for delta in deltas:
                         spoke = spoke or bool(delta.text)
                         yield delta
@@ -237,6 +239,8 @@ class Assistant:
         fields: dict[str, Any] = {}
         if plan.request.format is not None:
             fields["data"] = ending.parsed(reply)
+        if finish.cached:
+            fields["cached"] = True
         return job.stamp(
             FinalEvent,
             reply=reply,

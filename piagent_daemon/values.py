@@ -23,8 +23,8 @@ class ChatRequest:
 
     `messages` go to a chat interface by role; when `prompt` is set it is one finished text instead (PROMPT_STYLE=xml).
     `options` are sampling options under Ollama's names, always with `num_predict`. `context_tokens` is the size of the
-    model's window: a load-time option, so it must be the same on every call of a model. `singly` wants a delta of its own for
-    each token, also for those that arrived in one read.
+    model's window: a load-time option, so it must be the same on every call of a model. `singly` wants a delta of its
+    own for each token, also for those that arrived in one read.
     """
 
     model: str
@@ -39,13 +39,17 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a complete answer ended; durations in seconds, 0.0 where the server does not tell."""
+    """How a complete answer ended; durations in seconds, 0.0 where the server does not tell.
+
+    `cached`: no model was asked, an earlier answer was given again.
+    """
 
     reason: Literal["stop", "length"]
     usage: Usage = Usage()
     load_s: float = 0.0
     prompt_s: float = 0.0
     generate_s: float = 0.0
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

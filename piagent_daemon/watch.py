@@ -56,7 +56,7 @@ class ProviderWatch:
         if isinstance(event, FinalEvent):
             if event.timing.load_s > LOADED_S:
                 log.info("the model %s took %.0f s to load", event.model, event.timing.load_s)
-            if event.finish_reason != "cancelled" and self._reason:
+            if event.finish_reason != "cancelled" and not event.cached and self._reason:
                 self._set(ProviderState(reachable=True, model_loaded=True, model_found=True), None)
         elif event.code in REASONS:
             reachable = event.code != ProviderUnavailable.code

@@ -219,7 +219,7 @@ def _schemas() -> Json:
     schemas |= _definitions([contract.AdminResponse], "serialization")
     sent = _definitions(outgoing, "serialization")
     for schema in sent.values():  # every key is always written; later versions may add some
-        schema["required"] = [name for name in schema["properties"] if name != "data"]
+        schema["required"] = [name for name in schema["properties"] if name not in {"data", "cached"}]
     schemas |= sent
     for schema in schemas.values():
         if schema.get("title") not in {"Request", "Options", "File", "CancelRequest"}:

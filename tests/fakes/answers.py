@@ -17,7 +17,7 @@ FIELDS: Final = {
     | {"context", "metadata"},
     "error": {"code", "message", "status_code", "retryable", "partial", "metadata"},
 }
-"""What each event adds; a `final` also has `data` when the request had a `format`."""
+"""What each event adds; a `final` also has `data` when the request had a `format`, `cached` when it is given again."""
 
 Event = dict[str, Any]
 
@@ -30,7 +30,7 @@ def texts(events: Sequence[Event]) -> list[str]:
 def check_answer(events: Sequence[Event], *, attempt: int = 1) -> Event:
     """Assert all that holds of the events of one attempt at one request; return the terminal one."""
     for event in events:
-        assert event.keys() - {"data"} == COMMON | FIELDS[event["type"]], event
+        assert event.keys() - {"data", "cached"} == COMMON | FIELDS[event["type"]], event
         assert (event["conversation_id"], event["request_id"]) == (
             events[0]["conversation_id"],
             events[0]["request_id"],

@@ -129,6 +129,11 @@ def test_data_stands_in_a_final_only_with_format() -> None:
     assert json.loads(_final(data={"a": 1}).encode())["data"] == {"a": 1}
 
 
+def test_only_an_answer_that_is_given_again_says_so() -> None:
+    assert "cached" not in json.loads(_final(data=1).encode())
+    assert json.loads(_final(cached=True).encode())["cached"] is True
+
+
 def test_timestamps_are_rfc3339_in_utc() -> None:
     assert json.loads(_final().encode())["ts"] == "2026-01-02T03:04:05Z"
 

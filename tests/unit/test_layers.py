@@ -39,6 +39,7 @@ LAYERS = (
         "admission",
         "pace",
         "loops",
+        "cache",
         "turn",
         "defaults",
         "scheduler",
