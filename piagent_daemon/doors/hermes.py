@@ -1,7 +1,8 @@
 """The Hermes front door: what Rhasspy's microphones heard comes in, what its loudspeakers say goes out.
 
 It lives on the MQTT door's connection. Inside a session the answer ends or continues the session; outside one it is
-said sentence by sentence. A wake word on a site stops what is being answered there.
+said sentence by sentence. A wake word on a site stops what is being answered there, and when the loudspeaker tells how
+far it came (`sayFinished`), only what was heard is remembered.
 """
 
 import logging
@@ -27,9 +28,12 @@ from piagent_daemon.values import Delivery, DoorState, Incoming
 log = logging.getLogger("piagent.hermes")
 
 ACL_HERMES: Final = "acl_hermes"
+SIGNALS: Final = (words.HOTWORD, words.SESSION_ENDED, words.SAY_FINISHED)
 SAME_S: Final = 30.0
 """What one person said comes by several messages within this time."""
 SESSIONS: Final = 1000
+UTTERANCES: Final = 1000
+"""Sentences whose end is waited for; a loudspeaker may never tell."""
 SELDOM_S: Final = 10.0
 
 
@@ -52,6 +56,9 @@ class HermesDoor:
         self._agents = agents
         self._open: set[Reply] = set()
         self._asked: OrderedDict[str, tuple[words.Question, float]] = OrderedDict()
+        self._speaking: OrderedDict[str, Reply] = OrderedDict()
+        self._tells = False
+        """A loudspeaker has told at least once that it has said something."""
         self._closed = self._denied = False
         self._seldom = Seldom(SELDOM_S)
         host.invite(self)
@@ -86,21 +93,23 @@ class HermesDoor:
 
     @property
     def filters(self) -> tuple[tuple[str, int], ...]:
-        """See `mqtt_guest.Guest`. Wake words are QoS 0, so that a full window cannot hold them back."""
+        """See `mqtt_guest.Guest`. What is no question is QoS 0, so that a full window cannot hold it back."""
         heard = [topic for topic, kind in words.QUESTIONS.items() if kind in self._settings.hermes_listen]
-        return (*((topic, 1) for topic in heard), (words.HOTWORD, 0), (words.SESSION_ENDED, 0))
+        return (*((topic, 1) for topic in heard), *((topic, 0) for topic in SIGNALS))
 
     def claims(self, topic: str) -> bool:
         """See `mqtt_guest.Guest`."""
-        return topic in words.QUESTIONS or topic == words.SESSION_ENDED or words.is_hotword(topic)
+        return topic in words.QUESTIONS or topic in SIGNALS or words.is_hotword(topic)
 
     def overhear(self, letter: Letter) -> bool:
-        """Take wake words and ends of sessions; see `mqtt_guest.Guest`."""
+        """Take all that is no question; see `mqtt_guest.Guest`."""
         if letter.topic in words.QUESTIONS:
             return False
         try:
             if letter.topic == words.SESSION_ENDED:
                 self._on_session_ended(words.ended(letter.payload))
+            elif letter.topic == words.SAY_FINISHED:
+                self._on_said(words.finished(letter.payload))
             else:
                 self._on_hotword(words.detected(letter.payload))
         except InvalidRequest as error:
@@ -133,6 +142,7 @@ class HermesDoor:
             older.leave_session()  # the session belongs to the newest question
         self._open.add(reply)
         reply.on_end = lambda: self._open.discard(reply)
+        reply.on_say = lambda utterance_id: self._wait_for(utterance_id, reply)
         conversation_id = conversation_for(asked.session or asked.site)
         await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
 
@@ -177,8 +187,20 @@ class HermesDoor:
         The dialogue manager ends the session by itself. To end it again could end the new one: some managers look at
         the site alone.
         """
-        for reply in [reply for reply in self._open if reply.asked.site == site]:
+        for reply in {reply for reply in (*self._open, *self._speaking.values()) if reply.asked.site == site}:
             self._cancel(reply)
+        self._speaking = OrderedDict((key, reply) for key, reply in self._speaking.items() if reply.asked.site != site)
+
+    def _wait_for(self, utterance_id: str, reply: Reply) -> None:
+        self._speaking[utterance_id] = reply
+        if len(self._speaking) > UTTERANCES:
+            self._speaking.popitem(last=False)
+
+    def _on_said(self, utterance_id: str) -> None:
+        """Note how far somebody listened."""
+        if reply := self._speaking.pop(utterance_id, None):
+            self._tells = True
+            reply.said(utterance_id)
 
     def _on_session_ended(self, ended: words.Ended) -> None:
         """Stop what somebody broke off; what only took too long is said outside the session."""
@@ -192,9 +214,10 @@ class HermesDoor:
         return [reply for reply in self._open if session is not None and reply.asked.session == session]
 
     def _cancel(self, reply: Reply) -> None:
+        """Stop an answer; of one that is said sentence by sentence only what was heard is remembered."""
         reply.leave_session()
         if reply.ids:
-            self._intake.cancel(*reply.ids)
+            self._intake.cancel(*reply.ids, reply.heard if self._tells and reply.in_sentences else None)
 
     # -------------------------------------------------------------------------------------------------------- speaking
 

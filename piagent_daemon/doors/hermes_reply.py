@@ -29,16 +29,29 @@ class Reply:
         self.ids: tuple[str, str] | None = None
         """Conversation and request, once they are known."""
         self.on_end: Callable[[], None] | None = None
+        self.on_say: Callable[[str], None] | None = None
+        """Called with the id of each sentence that is to be said outside a session."""
+        self.heard = -1
+        """Index of the last sentence that was said to its end, as far as the loudspeaker tells."""
         self._publish = publish
         self._receipt = receipt
         self._languages = languages
-        self._sentences = 0
+        self._sentences: dict[str, int] = {}
         self._unsafe = 0
         self._ended = False
 
     def leave_session(self) -> None:
         """Say what is still to be said outside the session, which is over or belongs to another question."""
         self.asked = replace(self.asked, session=None)
+
+    @property
+    def in_sentences(self) -> bool:
+        """Tell whether a sentence was handed out."""
+        return bool(self._sentences)
+
+    def said(self, utterance_id: str) -> None:
+        """Take note that a sentence was said to its end."""
+        self.heard = max(self.heard, self._sentences.get(utterance_id, -1))
 
     # ------------------------------------------------------------------------------------------------------------ port
 
@@ -47,8 +60,10 @@ class Reply:
         self.ids = (event.conversation_id, event.request_id)
         match event:
             case Sentence():
-                self._sentences += 1
-                self._say(event.text)
+                self._sentences[utterance_id := str(uuid4())] = event.index
+                self._say(event.text, utterance_id)
+                if self.on_say:
+                    self.on_say(utterance_id)
             case FinalEvent() if event.finish_reason == "cancelled":
                 self.drop()
             case FinalEvent():
@@ -81,7 +96,7 @@ class Reply:
         if self.asked.session:
             self._tell(words.end_session(self.asked, text))
         else:
-            self._say(text)
+            self._say(text, str(uuid4()))
             if self.asked.kind == "query":
                 self._tell(words.not_recognized(self.asked))
         self._end()
@@ -94,13 +109,13 @@ class Reply:
             self._tell(said(self.asked, text))
         else:
             if not self._sentences:
-                self._say(text)
+                self._say(text, str(uuid4()))
             if self.asked.kind == "query":
                 self._tell(words.intent(self.asked, text))
         self._end()
 
-    def _say(self, text: str) -> None:
-        self._tell(words.say(self.asked, text, str(uuid4())))
+    def _say(self, text: str, utterance_id: str) -> None:
+        self._tell(words.say(self.asked, text, utterance_id))
 
     def _tell(self, said: words.Said) -> None:
         self._unsafe += 1

@@ -23,6 +23,7 @@ SESSION_ENDED: Final = "hermes/dialogueManager/sessionEnded"
 CONTINUE_SESSION: Final = "hermes/dialogueManager/continueSession"
 END_SESSION: Final = "hermes/dialogueManager/endSession"
 SAY: Final = "hermes/tts/say"
+SAY_FINISHED: Final = "hermes/tts/sayFinished"
 INTENT_NAME: Final = "piagent"
 INTENT: Final = f"hermes/intent/{INTENT_NAME}"
 NOT_RECOGNIZED: Final = "hermes/nlu/intentNotRecognized"
@@ -89,6 +90,11 @@ def question(topic: str, payload: bytes) -> Question:
 def detected(payload: bytes) -> str:
     """Return the site at which a wake word was heard. Raises InvalidRequest."""
     return _site(_object(payload))
+
+
+def finished(payload: bytes) -> str:
+    """Return the id of what was said to its end, or an empty text. Raises InvalidRequest."""
+    return _text(_object(payload), "id") or ""
 
 
 def ended(payload: bytes) -> Ended:

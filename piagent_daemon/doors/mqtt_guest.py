@@ -13,6 +13,7 @@ FOREIGN: Final = (
     "hermes/dialogueManager/sessionEnded",
     "hermes/hotword/+/detected",
     "hermes/nlu/query",
+    "hermes/tts/sayFinished",
 )
 """Every filter that a guest may want. The session at the broker remembers those that a guest of old wanted, so what
 nobody wants now is taken back."""

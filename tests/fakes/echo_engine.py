@@ -59,6 +59,8 @@ class EchoEngine:
     incoming: list[Incoming] = field(default_factory=list)
     held: list[tuple[Incoming, Channel, str, str]] = field(default_factory=list)
     cancelled: list[tuple[str, str | None]] = field(default_factory=list)
+    heard: list[int | None] = field(default_factory=list)
+    """The `spoken_index` of each cancel."""
     resets: list[str] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
@@ -103,13 +105,9 @@ class EchoEngine:
             "ts": datetime.now(UTC),
         }
 
-    def cancel(
-        self,
-        conversation_id: str,
-        request_id: str | None = None,
-        spoken_index: int | None = None,  # noqa: ARG002 - the seam's signature
-    ) -> None:
+    def cancel(self, conversation_id: str, request_id: str | None = None, spoken_index: int | None = None) -> None:
         self.cancelled.append((conversation_id, request_id))
+        self.heard.append(spoken_index)
 
     async def reset(self, conversation_id: str) -> int:
         self.resets.append(conversation_id)

@@ -242,6 +242,32 @@ async def test_a_wake_word_stops_what_is_answered_on_its_site_alone() -> None:
     assert world.engine.cancelled == []
 
 
+async def test_a_wake_word_tells_how_much_was_heard() -> None:
+    world = World()
+    await world.hear(CAPTURED, {"text": "How warm?", "siteId": "kitchen"})
+    world.sentence("It is warm.", 0)
+    await world.hear("hermes/hotword/porcupine/detected", {"siteId": "kitchen"})
+    assert world.engine.heard == [None], "nothing is known of a loudspeaker that never told"
+    world.answer("It is warm.", finish_reason="cancelled")
+    await world.hear(CAPTURED, {"text": "How cold?", "siteId": "kitchen"})
+    for index in range(3):
+        world.sentence("It is cold.", index)
+    world.answer("It is cold. It is cold. It is cold.")
+    said = [data["id"] for topic, data in world.said if data["text"] == "It is cold."]
+    for utterance_id in ("somebody else's", *said[:2]):
+        await world.hear("hermes/tts/sayFinished", {"id": utterance_id, "siteId": "kitchen"})
+    await world.hear("hermes/hotword/porcupine/detected", {"siteId": "kitchen"})
+    assert world.engine.heard == [None, 1]
+    assert world.engine.cancelled[-1][1] == world.engine.held[-1][3]
+    # by now nobody speaks in the kitchen, and now that it is known to tell, silence means that nothing was heard
+    await world.hear("hermes/hotword/porcupine/detected", {"siteId": "kitchen"})
+    assert world.engine.heard == [None, 1]
+    await world.hear(CAPTURED, {"text": "How wet?", "siteId": "kitchen"})
+    world.sentence("It is wet.", 0)
+    await world.hear("hermes/hotword/porcupine/detected", {"siteId": "kitchen"})
+    assert world.engine.heard == [None, 1, -1]
+
+
 async def test_the_end_of_a_session_stops_its_answer_or_lets_it_be_said() -> None:
     world = World()
     await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1"})
@@ -319,6 +345,7 @@ async def test_only_what_is_named_is_listened_to() -> None:
         CAPTURED: 1,
         "hermes/hotword/+/detected": 0,
         "hermes/dialogueManager/sessionEnded": 0,
+        "hermes/tts/sayFinished": 0,
     }
     filters = dict(World(settings={"hermes_listen": "query,intentNotRecognized"}).door.filters)
     assert {name for name, qos in filters.items() if qos} == {QUERY, NOT_RECOGNIZED}

@@ -110,7 +110,7 @@ def test_a_wake_word_belongs_to_a_site() -> None:
 
 
 def test_every_topic_that_is_read_is_known_as_foreign() -> None:
-    assert set(FOREIGN) == {*words.QUESTIONS, words.HOTWORD, words.SESSION_ENDED}
+    assert set(FOREIGN) == {*words.QUESTIONS, words.HOTWORD, words.SESSION_ENDED, words.SAY_FINISHED}
 
 
 ASKED = Question("query", "how warm", "kitchen", "s1", "q1", "de")
@@ -173,6 +173,7 @@ def test_whatever_comes_is_read_or_refused_and_can_be_answered(topic: str, paylo
         question = words.question(topic, raw)
         words.detected(raw)
         words.ended(raw)
+        words.finished(raw)
     except InvalidRequest:
         return
     speech = text.encode("utf-8", "ignore").decode()
