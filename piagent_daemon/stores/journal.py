@@ -66,7 +66,9 @@ class Journal:
             return self._ticket(known, duplicate=True)
         name = (ticket.conversation_id, ticket.request_id)
         comes_back = delivery.by_id or delivery.durable
-        self._put(name, Entry(delivery.key if comes_back else "", self._clock.monotonic()))
+        # Brought again and unknown, where no file tells of it: an earlier process may have told part of an answer.
+        attempts = 1 if delivery.redelivered and not self._filed else 0
+        self._put(name, Entry(delivery.key if comes_back else "", self._clock.monotonic(), attempts))
         self._trim()
         return self._ticket(name)
 

@@ -438,6 +438,19 @@ async def test_a_killed_daemon_answers_under_the_same_request_id(
         assert len(ends(observer, name)) == 1
 
 
+async def test_without_a_file_a_killed_daemon_begins_a_new_attempt(
+    daemon: DaemonFactory, model_server: FakeOllama, observer: Observer
+) -> None:
+    process = await daemon(ollama_host=model_server.url)
+    model_server.next(tokens=LONG, tokens_per_s=100)
+    await post(observer, "k", "Tell me", "story")
+    await chunk_of(observer, "story")
+    await process.restart(kill=True)
+    assert (await observer.terminal("story"))["attempt"] == 2
+    check_answer([one for one in observer.events("story") if one["attempt"] == 2], attempt=2)
+    assert len(ends(observer, "story")) == 1
+
+
 def running(observer: Observer) -> int:
     """Return how many requests were accepted and have no end yet."""
     seen = {one.field("request_id"): one.field("type") for one in observer.messages if one.topic.endswith("/out")}

@@ -327,6 +327,14 @@ async def test_a_client_id_counts_within_the_window(make: Make, clock: FakeClock
     assert (await store.begin("r1", "kitchen")).attempt == 1
 
 
+async def test_what_is_brought_again_to_a_store_without_a_file_is_another_attempt(make: Make) -> None:
+    store = await make()
+    expected = 2 if store.name == "memory" else 1
+    assert (await store.open(AGAIN, Ticket("kitchen", "r1"))).attempt == expected
+    assert (await store.begin("r1", "kitchen")).attempt == expected
+    assert (await store.begin("r1", "kitchen")).crashes == 1
+
+
 async def test_a_packet_counts_only_when_redelivered(store: ConversationStore) -> None:
     first = await store.open(BY_PACKET, Ticket("kitchen", "r1"))
     assert (await store.open(AGAIN, Ticket("kitchen", "r2"))).request_id == first.request_id
