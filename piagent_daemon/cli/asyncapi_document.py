@@ -182,7 +182,7 @@ def _messages(base: str) -> Json:
     messages = {
         "request": {**_message("Request", "What somebody asks.", "$message.payload#/id"), **asked},
         "text": {"summary": "The same as plain text.", "contentType": "text/plain", "payload": text, **asked},
-        "cancel": _message("CancelRequest", "Empty, or the id of the request to stop."),
+        "cancel": _message("CancelRequest", "Empty, or which request to stop and what was spoken of it."),
         "reset": {"summary": "Forget the conversation.", "payload": nothing},
         "health": _message("Health", "How the daemon is."),
         "offline": _message("Offline", "The daemon is stopped; also its last will."),
