@@ -283,7 +283,7 @@ class Splitter:
         self._context = (self._context + markdown)[-CONTEXT:]
         if markdown[:1].isspace():
             self._glue = " "
-        if self._hurried:
+        if self._hurried and not markdown[:1].isspace():  # the rest of the sign that seemed to be the end
             text = text.lstrip(_STRAY)
         if not any(sign.isalnum() for sign in text):
             return

@@ -315,6 +315,12 @@ def test_a_hurried_guess_that_was_wrong_loses_nothing() -> None:
     assert splitter.feed("js now. Or wait.") + splitter.feed("..") + splitter.close() == ["js now.", "Or wait..."]
 
 
+def test_what_follows_a_hurried_sentence_keeps_its_quote() -> None:
+    splitter = Splitter()
+    assert splitter.feed('"To be," he said.') + splitter.hurry() == ['"To be," he said.']
+    assert splitter.feed(' "That is it." So') + splitter.close() == ['"That is it."', "So"]
+
+
 def test_only_the_first_is_hurried() -> None:
     splitter = Splitter()
     assert splitter.feed("One. Two is here.") + splitter.hurry() == ["One."]
