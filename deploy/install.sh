@@ -84,7 +84,7 @@ install_program() {
     # Made anew when it is broken, as after an upgrade of the system's Python.
     "$opt/bin/python" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$opt"
     say "installing the program from $source"
-    "$opt/bin/pip" install -q --disable-pip-version-check --upgrade "$source"
+    "$opt/bin/pip" install -q --disable-pip-version-check --upgrade "${source}[wyoming]"
     if [[ -f $source ]]; then # pip passes over a wheel of the version that is there
         "$opt/bin/pip" install -q --disable-pip-version-check --force-reinstall --no-deps "$source"
     fi

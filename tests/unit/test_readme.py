@@ -14,6 +14,9 @@ from jinja2 import Environment
 
 from piagent_daemon import __version__, agents, contract, errors, wire
 from piagent_daemon.cli import VERBS
+from piagent_daemon.doors import DOORS, hermes_words
+from piagent_daemon.doors.hermes import ACL_HERMES
+from piagent_daemon.doors.wyoming import WYOMING_PORT
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import Topics
 from tests import generated
@@ -137,10 +140,13 @@ def option(command: list[str], name: str) -> str | None:
 def test_what_the_examples_send_is_understood() -> None:
     topics, sent = Topics("piagent"), []
     for command in [*commands("mosquitto_pub"), *commands("mosquitto_rr")]:
-        topic = topics.parse(option(command, "-t") or "")
+        name, payload = option(command, "-t") or "", (option(command, "-m") or "").encode()
+        if name in hermes_words.QUESTIONS:
+            assert hermes_words.question(name, payload).text, command
+            continue
+        topic = topics.parse(name)
         assert topic, command
         sent.append(topic.kind)
-        payload = (option(command, "-m") or "").encode()
         if topic.kind == "in":
             assert wire.parse_request(payload, Settings()).message, command
             assert option(command, "-q") == "1", "a question wants QoS 1"
@@ -151,6 +157,7 @@ def test_what_the_examples_send_is_understood() -> None:
 def test_what_the_examples_read_is_published() -> None:
     topics = Topics("piagent")
     known = {topics.out("kitchen"), topics.health, topics.response("agents/list"), "piagent/reply/wall-display"}
+    known.add(hermes_words.SAY)
     read = {option(command, "-t") for command in commands("mosquitto_sub")}
     assert read
     assert read <= known
@@ -178,6 +185,12 @@ def test_the_request_in_the_home_assistant_example_is_one() -> None:
     request = wire.parse_request(payload, Settings())
     assert request.context == {"weather": "rainy"}
     assert request.stream is False
+
+
+@pytest.mark.parametrize("door", sorted(DOORS.keys() - {"mqtt"}))
+def test_every_reason_of_a_door_is_explained(door: str) -> None:
+    reasons = {"hermes": ACL_HERMES, "wyoming": WYOMING_PORT}
+    assert f"| `{reasons[door]}` |" in section("Troubleshooting")
 
 
 def test_the_changelog_knows_this_version() -> None:
