@@ -138,10 +138,11 @@ def run(loaded: Loaded) -> int:
     limit = memory_limit_live()
     bound = f"memory limit {limit // 1_048_576} MiB" if limit else "no memory limit in force"
     logging.getLogger("piagent").info("piagent %s starts, %s", __version__, bound)
+    gc.disable()
     daemon = build(loaded)
     # What is there now stays for ever: the collector need not look at it again.
-    gc.collect()
     gc.freeze()
+    gc.enable()
     return asyncio.run(daemon.run())
 
 

@@ -16,7 +16,7 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 class Noun(BaseModel):
     """A frozen value; an unknown field is an error, so that a typing error is never silently ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def encode(self) -> bytes:
         """Return this value as one UTF-8 JSON object."""

@@ -78,12 +78,10 @@ class Daemon:
         for door in self._doors:
             await door.start()
         self._start(self._announce_ready(), "announce ready")
-        self._start(self._watch.run(), "watch the model server")
         self._start(self._reporting.run(), "report health")
         self._start(self._announcer.run(), "tell Home Assistant")
         self._start(self._sweep(), "sweep the memory")
         self._start(self._ping(), "ping the watchdog")
-        self._warmup.begin()
         try:
             yield
         finally:
@@ -100,6 +98,9 @@ class Daemon:
                     log.warning("not everything is there yet: %s", door.state.detail)
         self._notifier.ready()
         self._reporting.changed()
+        # Only now, since both would take the processor from the way to being ready.
+        self._start(self._watch.run(), "watch the model server")
+        self._warmup.begin()
 
     async def _stop(self) -> None:
         self._notifier.stopping()

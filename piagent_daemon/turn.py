@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from piagent_daemon import ending, files, prompt, window
@@ -282,7 +282,7 @@ class Assistant:
         kept = (*conversation.turns[plan.drop :], *new)
         cut = window.cut([0] * len(kept), max_turns=settings.memory_max_turns, budget=0)
         drop = min(plan.drop + cut, len(conversation.turns))
-        return replace(outcome, turns=kept[cut:][-len(new) :] if cut < len(kept) else (), drop=drop)
+        return outcome._replace(turns=kept[cut:][-len(new) :] if cut < len(kept) else (), drop=drop)
 
 
 def _options(settings: Settings, agent: Agent, asked: Mapping[str, Any]) -> dict[str, Any]:

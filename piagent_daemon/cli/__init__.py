@@ -5,6 +5,7 @@ docstring is its help.
 """
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -32,6 +33,7 @@ VERBS: Final = {
     "doctor": ("piagent_daemon.cli.doctor", "check broker, model server, memory and clock, with remedies"),
     "models": ("piagent_daemon.cli.models", "list, pull and remove models"),
     "config": ("piagent_daemon.cli.config", "show the settings in force and where each came from"),
+    "discovery": ("piagent_daemon.cli.discovery", "show what Home Assistant is told, or take it back"),
     "asyncapi": ("piagent_daemon.cli.asyncapi", "print the AsyncAPI 3 document of the MQTT interface"),
 }
 
@@ -51,7 +53,9 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> int:
             return FINE
         if verb not in VERBS:
             _top_parser().error(f'there is no "{verb}"; choose from {", ".join(VERBS)}')
+        gc.disable()  # loading leaves no garbage, and looking for it takes a tenth of the start
         module = importlib.import_module(VERBS[verb][0])
+        gc.enable()
         args = _verb_parser(verb, module).parse_args(words[before + 1 :], argparse.Namespace(**vars(common)))
     except SystemExit as leaving:  # argparse leaves by itself after --help, --version and wrong usage
         return leaving.code if isinstance(leaving.code, int) else USAGE

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from piagent_daemon.contract import Usage
@@ -94,8 +94,8 @@ async def read_prompt(chat: Callable[[ChatRequest], AsyncGenerator[Delta, None]]
     text that is to be read.
     """
     if request.prompt is None and not any(message.role == "user" for message in request.messages):
-        request = replace(request, messages=(*request.messages, Message("user", ".")))
-    request = replace(request, options={**request.options, "num_predict": 1}, format=None)
+        request = request._replace(messages=(*request.messages, Message("user", ".")))
+    request = request._replace(options={**request.options, "num_predict": 1}, format=None)
     async with aclosing(chat(request)) as deltas:
         async for _ in deltas:
             pass

@@ -7,7 +7,6 @@ Sources: the OpenAI API reference (chat completions, embeddings, models); llama.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from piagent_daemon.contract import Usage
@@ -73,7 +72,7 @@ def _messages(request: ChatRequest) -> list[dict[str, Any]]:
 def instructed(messages: Sequence[Message], words: str) -> list[Message]:
     """Return `messages` with `words` at the end of the system text: some templates take only one system message."""
     if messages and messages[0].role == "system":
-        return [replace(messages[0], content=f"{messages[0].content}\n\n{words}"), *messages[1:]]
+        return [messages[0]._replace(content=f"{messages[0].content}\n\n{words}"), *messages[1:]]
     return [Message("system", words), *messages]
 
 

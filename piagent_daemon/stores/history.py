@@ -100,7 +100,7 @@ class Histories:
         turns = decode(history.turns) if history else ()
         if history is None or not turns or turns[-1].role != "assistant" or len(turns[-1].content) != length:
             return
-        answer = replace(turns[-1], content=turns[-1].content[:heard], interrupted=True, tokens=None)
+        answer = turns[-1]._replace(content=turns[-1].content[:heard], interrupted=True, tokens=None)
         kept = (*turns[:-1], answer) if heard else turns[:-2]
         self._put(conversation_id, replace(history, turns=encode(kept), count=len(kept)))
 

@@ -18,6 +18,9 @@ NOUNS = [
     for _, kind in inspect.getmembers(contract, inspect.isclass)
     if issubclass(kind, Noun) and kind.__module__ == contract.__name__ and kind is not Noun
 ]
+for noun in NOUNS:
+    noun.model_rebuild()  # its validator is made when it is first used, which Hypothesis does not know
+
 CODES = {
     "invalid_request": (422, False),
     "unknown_agent": (404, False),
