@@ -1,7 +1,7 @@
 """What a single setting may hold: types with their checks, and messages that say what is wanted."""
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -78,6 +78,14 @@ def _tcp_uri(value: str) -> str:
     return value
 
 
+def _hermes_kinds(value: Any) -> Any:
+    known: dict[str, str] = {name.lower(): name for name in get_args(HermesKind)}
+    items = _split(value)
+    if not isinstance(items, tuple | list) or not items or not {str(item).lower() for item in items} <= known.keys():
+        raise ValueError(f"should be one or more of {', '.join(known.values())}, with commas between")
+    return tuple(known[str(item).lower()] for item in items)
+
+
 Topic = Annotated[str, AfterValidator(_publishable)]
 Prefixes = Annotated[tuple[Annotated[str, AfterValidator(_prefix)], ...], BeforeValidator(_split)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
@@ -112,6 +120,6 @@ MemoryUrl = Annotated[str, AfterValidator(_memory_url)]
 ServerUrl = Annotated[str, AfterValidator(_server_url)]
 TcpUri = Annotated[str, AfterValidator(_tcp_uri)]
 HermesKind = Literal["textCaptured", "intentNotRecognized", "query"]
-HermesKinds = Annotated[tuple[HermesKind, ...], BeforeValidator(_split)]
+HermesKinds = Annotated[tuple[HermesKind, ...], BeforeValidator(_hermes_kinds)]
 Word = BeforeValidator(_word)
 """For choices: any case, and 5 as well as "5"."""

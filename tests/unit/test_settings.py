@@ -139,6 +139,10 @@ def test_lists_are_comma_separated_or_toml_arrays(tmp_path: Path) -> None:
         ({"OLLAMA_HOST": "0.0.0.0"}, "ollama_host", "0.0.0.0"),  # noqa: S104 (Ollama's own form of "here")
         ({"MQTT_HOST": "fe80::1%eth0"}, "mqtt_host", "fe80::1%eth0"),
         ({"MEMORY_MAX_TURNS": "0"}, "memory_max_turns", 0),
+        ({"HERMES_LISTEN": "query, TEXTCAPTURED"}, "hermes_listen", ("query", "textCaptured")),
+        ({"HERMES_SITES": "kitchen,first floor"}, "hermes_sites", ("kitchen", "first floor")),
+        ({"WYOMING_URI": "tcp://[::]:10500"}, "wyoming_uri", "tcp://[::]:10500"),
+        ({"WYOMING_URI": "tcp://localhost:1"}, "wyoming_uri", "tcp://localhost:1"),
     ],
 )
 def test_values(given_values: dict[str, str], name: str, value: object) -> None:
@@ -173,6 +177,15 @@ def test_toml_numbers_serve_as_words(tmp_path: Path) -> None:
         ("RESPONSE_TOPIC_PREFIXES", "piagent/,$SYS/"),
         ("RESPONSE_TOPIC_PREFIXES", "#"),
         ("PROVIDER", ","),
+        ("HERMES_LISTEN", "textCaptured,everything"),
+        ("HERMES_LISTEN", ","),
+        ("VOICE_AGENT", "../voice"),
+        ("WYOMING_URI", "10500"),
+        ("WYOMING_URI", "tcp://0.0.0.0"),
+        ("WYOMING_URI", "tcp://0.0.0.0:0"),
+        ("WYOMING_URI", "tcp://0.0.0.0:65536"),
+        ("WYOMING_URI", "tcp://user@0.0.0.0:10500"),
+        ("WYOMING_URI", "unix:///run/piagent"),
         ("PROVIDER", "ollama;echo"),
         ("OLLAMA_HOST", "ftp://x"),
         ("OLLAMA_HOST", "a b"),
