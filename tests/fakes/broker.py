@@ -72,7 +72,7 @@ class Mosquitto(Child):
             "max_queued_messages 100000",
             f"max_inflight_messages {self.max_inflight}",
             f"allow_anonymous {'false' if self.users else 'true'}",
-            "log_dest stdout",
+            "log_dest stderr",  # stdout would come in blocks
             "connection_messages true",
         ]
         if os.geteuid() == 0:
