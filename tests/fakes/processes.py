@@ -100,6 +100,10 @@ class Child:
         fields = Path(f"/proc/{self.pid}/stat").read_text("ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def starved_s(self) -> float:
+        """Seconds that its main thread was ready to run so far while the machine ran something else."""
+        return int(Path(f"/proc/{self.pid}/schedstat").read_text("ascii").split()[1]) / 1e9
+
     def wakeups(self) -> int:
         """How often its threads went to sleep and were woken so far."""
         total = 0
