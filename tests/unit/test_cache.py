@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +37,7 @@ class World:
 
 
 def change(**changes: Any) -> ChatRequest:
-    return replace(PLAIN, **changes)
+    return PLAIN._replace(**changes)
 
 
 def said(*texts: str) -> ChatRequest:
