@@ -11,15 +11,18 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from piagent_daemon import setting_types as kind
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.problems import explain, one_line
-from piagent_daemon.sources import Reader
+from piagent_daemon.sources import Found, Reader
+
+if TYPE_CHECKING:
+    from piagent_daemon.provider_tables import ProviderTable
 
 ALIASES: Final = {"ollama_cloud_api_key": "ollama_api_key"}
 PROMPT_ROOM_TOKENS: Final = 128
@@ -144,7 +147,6 @@ class Settings(BaseModel):
         ("textCaptured",),
         "what is a question: textCaptured, intentNotRecognized, query; comma-separated",
         shown="textCaptured",
-        min_length=1,
     )
     hermes_sites: kind.Names = _set((), "sites that are answered, comma-separated; unset answers all")
     wyoming_uri: kind.TcpUri | None = _set(
@@ -164,6 +166,19 @@ class Settings(BaseModel):
     pull_missing: bool = _set(False, "download a missing model at start, where the model server can")
     files_dir: str | None = _set(None, "folder below which a request may name files", reload=True)
 
+    _providers: "Mapping[str, ProviderTable]" = PrivateAttr(default_factory=dict)
+
+    @property
+    def providers(self) -> "Mapping[str, ProviderTable]":
+        """The providers that have a table of their own, by name."""
+        return self._providers
+
+    def with_providers(self, tables: "Mapping[str, ProviderTable]") -> Self:
+        """Return these settings with other tables of providers."""
+        made = self.model_copy()
+        made._providers = dict(tables)  # noqa: SLF001 - of the same class
+        return made
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         conflicts = "\n".join(_conflicts(self))
@@ -182,7 +197,10 @@ class Settings(BaseModel):
 
     def masked(self) -> dict[str, Any]:
         """Return all settings as they may be shown to anybody, ready for JSON."""
-        return {name: self.shown(name) for name in type(self).model_fields}
+        shown = {name: self.shown(name) for name in type(self).model_fields}
+        if self.providers:
+            shown["providers"] = {name: table.masked() for name, table in self.providers.items()}
+        return shown
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         yield from self.masked().items()
@@ -211,7 +229,7 @@ def restart_needed(current: Settings, new: Settings) -> tuple[str, ...]:
         name.upper()
         for name in Settings.model_fields
         if name not in reloadable and getattr(current, name) != getattr(new, name)
-    )
+    ) + (("PROVIDERS",) if current.providers != new.providers else ())
 
 
 def _conflicts(settings: Settings) -> Iterator[str]:
@@ -254,10 +272,11 @@ def load_settings(config: Path | None = None, *, environ: Mapping[str, str] | No
     reader = Reader(Settings.model_fields, secrets, ALIASES)
     found = reader.read(config, os.environ if environ is None else environ)
     problems = reader.problems
+    tables = _tables(reader, found, problems)
     origins = {name: found[name].origin if name in found else "default" for name in Settings.model_fields}
     settings = None
     try:
-        settings = Settings(**{name: value.value for name, value in found.items()})
+        settings = Settings(**{name: value.value for name, value in found.items()}).with_providers(tables)
     except ValidationError as error:
         problems += _explain(error, origins)
     if settings is not None:
@@ -265,6 +284,29 @@ def load_settings(config: Path | None = None, *, environ: Mapping[str, str] | No
     if settings is None or problems:
         raise ConfigError(*map(one_line, problems))
     return Loaded(settings, origins, config)
+
+
+def _tables(reader: Reader, found: dict[str, Found], problems: list[str]) -> "Mapping[str, ProviderTable]":
+    """Return the tables of providers; the first rung's model and window become those of the settings."""
+    if reader.tables is None:
+        return {}
+    from piagent_daemon import provider_tables  # noqa: PLC0415 (only where there are any)
+
+    made = provider_tables.read(reader.tables)
+    problems += made.problems
+    name = str(found["provider"].value).partition(",")[0].strip() if "provider" in found else "ollama"
+    first = made.tables.get(name)
+    for setting, own in (("ollama_model_general", "model"), ("ctx_tokens", "context_tokens")):
+        value = getattr(first, own, None)
+        if value is None:
+            continue
+        given = found.setdefault(setting, Found(value, f"{made.origins[name]} [providers.{name}] {own}"))
+        if str(given.value) != str(value):
+            problems.append(
+                f"{setting.upper()} ({given.origin}) is for providers without {own}, and the first one has its own: "
+                f"[providers.{name}] {own} ({made.origins[name]}). Keep one; give the others a table, too"
+            )
+    return made.tables
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> Iterator[str]:
@@ -296,49 +338,3 @@ def _unreadable(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]
             fine = False
         if not fine:
             yield f"{name.upper()}: {value} is not a {what} that can be read ({origins[name]})"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One setting for people: all but `name`, `secret` and `reloadable` are texts ready for a table."""
-
-    name: str
-    default: str
-    values: str
-    description: str
-    secret: bool
-    reloadable: bool
-
-
-def table() -> tuple[Row, ...]:
-    """Return every setting in order of declaration; for the README's table and `piagent config`."""
-    return tuple(
-        Row(
-            name=name.upper(),
-            default=_extra(info, "shown") or _text(info.default),
-            values=_values(info),
-            description=info.description or "",
-            secret=name in secrets,
-            reloadable=name in reloadable,
-        )
-        for name, info in Settings.model_fields.items()
-    )
-
-
-def _text(value: Any) -> str:
-    if value is None or value == ():
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _values(info: FieldInfo) -> str:
-    """Return the bounds or the choices of a setting in words."""
-    bounds = {key: getattr(item, key) for item in info.metadata for key in ("ge", "gt", "le") if hasattr(item, key)}
-    if bounds:
-        low = f"more than {bounds['gt']}" if "gt" in bounds else f"{bounds['ge']}"
-        return f"{low} to {bounds['le']}" if "ge" in bounds else f"{low}, at most {bounds['le']}"
-    if info.annotation is bool:
-        return "true, false"
-    return ", ".join(choice for choice in get_args(info.annotation) if isinstance(choice, str))
