@@ -77,16 +77,14 @@ async def test_one_conversation_is_answered_in_order_and_others_side_by_side(
 
         # a flood in three conversations does not starve a fourth
         server.forget()
-        server.first_token_delay_s = 0.02
-        for number in range(30):
+        server.first_token_delay_s = 0.05
+        for number in range(60):
             await post(observer, f"flood{number % 3}", "again", f"f{number}")
-        await observer.until(lambda: observer.events("f29"))
+        await observer.until(lambda: observer.events("f59"))
+        begun = len(server.questions)
         await ask(observer, "quiet", {"message": "me too"})
         before = [newest(record) for record in server.questions].index("me too")
-        done = len([number for number in range(30) if observer.events(f"f{number}")[-1]["type"] == "final"])
-        assert done < 30
-        assert before <= done
-        assert before - 6 <= min(before, 12)
+        assert before - begun < 12, "three run, three conversations are ahead; the rest is the time to get in"
 
 
 async def test_one_more_than_may_wait_is_told_busy_at_once(
