@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from piagent_daemon.contract import Info
 from piagent_daemon.errors import PiagentError
 from piagent_daemon.ports import Herald, Provider
 from piagent_daemon.turn import Config
+from piagent_daemon.values import ModelInfo
 
 log = logging.getLogger("piagent.discovery")
 
@@ -86,6 +87,9 @@ class Announcer:
         except (PiagentError, TimeoutError) as error:
             log.debug("the model server does not list its models: %s", error)
         else:
-            self._models = [
-                model.name for model in found if not model.capabilities or "completion" in model.capabilities
-            ]
+            self._models = names_of(found)
+
+
+def names_of(models: Sequence[ModelInfo]) -> list[str]:
+    """Return the names of the models that can talk, as far as they tell what they can."""
+    return [model.name for model in models if not model.capabilities or "completion" in model.capabilities]

@@ -97,10 +97,13 @@ EVENT: Final = """
     'partial': value_json.partial, 'request_id': value_json.request_id, 'metadata': value_json.metadata} | tojson }}
 {%- endif -%}"""
 SAID: Final = "{%- set said = (value_json.reply if value_json.type == 'final' else '') | trim -%}"
-ANSWER: Final = f"{SAID}{{{{ said | truncate({MAX_STATE}, true, '…', 0) if said else this.state }}}}"
+ANSWER: Final = (
+    f"{SAID}{{{{ said | truncate({MAX_STATE}, true, '…', 0) if said"
+    " else 'None' if this.state in ('unknown', 'unavailable') else this.state }}"
+)
 ANSWER_ATTRIBUTES: Final = f"""{SAID}
 {{%- if said -%}}
-{{%- set fits = said | tojson | length <= {MAX_ATTRIBUTE} -%}}
+{{%- set fits = said | length <= {CUT_ATTRIBUTE} or said | tojson | length <= {MAX_ATTRIBUTE} -%}}
 {{{{ {{'text': said if fits else said | truncate({CUT_ATTRIBUTE}, true, '…', 0), 'complete': fits,
     'agent': value_json.agent, 'model': value_json.model, 'request_id': value_json.request_id}} | tojson }}}}
 {{%- else -%}}{{{{ this.attributes | tojson }}}}{{%- endif -%}}"""

@@ -130,7 +130,14 @@ class MqttClient:
                 raise Refused(f'The broker refuses the subscription to "{name}": {reason}.', reason.value)
 
     def publish(
-        self, topic: str, payload: bytes, qos: int = 1, *, reply_to: str | None = None, correlation: bytes | None = None
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int = 1,
+        *,
+        retain: bool = False,
+        reply_to: str | None = None,
+        correlation: bytes | None = None,
     ) -> None:
         """Publish and, at QoS 1, wait for the acknowledgement; `reply_to` and `correlation` need MQTT 5."""
         client = self._require()
@@ -141,7 +148,7 @@ class MqttClient:
                 properties.ResponseTopic = reply_to
             if correlation:
                 properties.CorrelationData = correlation
-        info = client.publish(topic, payload, qos, properties=properties)
+        info = client.publish(topic, payload, qos, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             raise DoorError(f"The message could not be sent: {paho.error_string(info.rc)}.")
         reasons = self._answer("puback", info.mid, "the message")

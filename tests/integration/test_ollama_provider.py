@@ -433,6 +433,18 @@ async def test_priming_reads_the_prompt_without_a_reload_later(server: FakeOllam
     assert server.reloads == 0
 
 
+async def test_unloading_frees_the_model_until_the_next_call(server: FakeOllama, provider: OllamaProvider) -> None:
+    await provider.prime(REQUEST)
+    assert (await provider.probe(DEFAULT_MODEL)).model_loaded
+    await provider.unload(DEFAULT_MODEL)
+    assert (await provider.probe(DEFAULT_MODEL)).model_loaded is False
+    await collect(provider)
+    assert (await provider.probe(DEFAULT_MODEL)).model_loaded
+    with pytest.raises(ModelNotFound):
+        await provider.unload("nope")
+    assert server.reloads == 0
+
+
 async def test_probe(server: FakeOllama, provider: OllamaProvider) -> None:
     state = await provider.probe("thinker:latest")
     assert (state.reachable, state.model_found, state.model_loaded, state.error) == (True, True, False, None)

@@ -29,7 +29,7 @@ async def test_every_name_makes_a_provider_of_that_name(name: str) -> None:
     settings = Settings.model_validate({"ollama_host": "127.0.0.1:1", "provider_url": "http://127.0.0.1:1", **KEYS})
     provider: Provider = create(name, settings)
     assert provider.name == name
-    for method in ("chat", "prime", "probe", "models", "capabilities", "embed", "pull", "delete", "aclose"):
+    for method in ("chat", "prime", "unload", "probe", "models", "capabilities", "embed", "pull", "delete", "aclose"):
         assert callable(getattr(provider, method))
     await provider.aclose()
 

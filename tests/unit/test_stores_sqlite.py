@@ -214,6 +214,46 @@ async def test_a_wrong_version_is_set_aside(machine: Machine) -> None:
     assert store.problem is None
 
 
+async def test_notes_live_on_and_are_the_newest(machine: Machine) -> None:
+    store = await machine.process()
+    assert store.noted("defaults") == b""
+    await store.note("defaults", b"old")
+    await store.note("defaults", b"new")
+    await store.note("other", b"\0\xff")
+    await store.clear()
+    store = await machine.kill()
+    assert (store.noted("defaults"), store.noted("other")) == (b"new", b"\0\xff")
+    await store.note("defaults", b"")
+    assert (await machine.process()).noted("defaults") == b""
+
+
+async def test_a_note_is_kept_also_when_the_file_comes_back_late(machine: Machine) -> None:
+    machine.path.mkdir(parents=True)
+    store = await machine.process()
+    await store.note("defaults", b"mine")
+    assert store.noted("defaults") == b"mine"
+    machine.path.rmdir()
+    await until(lambda: store.problem is None)
+    machine.path.rename(machine.path.with_name("elsewhere"))
+    await store.commit(outcome())
+    await until(lambda: store.problem is None and machine.path.exists())
+    assert (await machine.kill()).noted("defaults") == b"mine"
+
+
+async def test_a_file_from_before_there_were_notes_keeps_its_conversations(machine: Machine) -> None:
+    store = await machine.process()
+    await store.commit(outcome())
+    await machine.stop()
+    with sqlite3.connect(machine.path) as connection:
+        connection.execute("DROP TABLE notes")
+    connection.close()
+    store = await machine.process()
+    assert (await store.load("kitchen")).turns
+    await store.note("defaults", b"mine")
+    assert store.problem is None
+    assert (await machine.process()).noted("defaults") == b"mine"
+
+
 async def test_at_most_three_damaged_files_are_kept(machine: Machine) -> None:
     for number in range(5):
         store = await machine.process()
@@ -226,10 +266,11 @@ async def test_at_most_three_damaged_files_are_kept(machine: Machine) -> None:
     assert sorted(kept) == [b"nonsense 2", b"nonsense 3", b"nonsense 4"]
 
 
-async def test_the_file_of_another_program_is_left_alone(machine: Machine) -> None:
+@pytest.mark.parametrize("table", ["states", "notes"])
+async def test_the_file_of_another_program_is_left_alone(machine: Machine, table: str) -> None:
     machine.path.parent.mkdir()
     with sqlite3.connect(machine.path) as connection:
-        connection.execute("CREATE TABLE states (id INTEGER)")
+        connection.execute(f"CREATE TABLE {table} (id INTEGER)")
     connection.close()
     machine.path.chmod(0o644)
     before = machine.path.read_bytes(), machine.path.stat().st_mode

@@ -81,3 +81,20 @@ async def test_a_failure_is_logged_and_stops_nothing(
     warmup.begin()
     await settled(warmup, provider)
     assert [record.levelname for record in caplog.records] == [level]
+
+
+async def test_a_reload_drops_the_model_and_primes_its_agents() -> None:
+    provider = Primed()
+    warmup = Warmup(provider, Config(Settings(), AGENTS), lambda: False)
+    await warmup.reload("small")
+    assert provider.unloaded == ["small"]
+    assert [(request.model, request.messages[0].content) for request in provider.primed] == [("small", "Speak.")]
+    provider.primed.clear()
+    await warmup.reload("nobody's")
+    assert [(request.model, request.messages[0].content) for request in provider.primed] == [("nobody's", "Be brief.")]
+
+
+async def test_a_reload_that_fails_says_so() -> None:
+    warmup = Warmup(Primed(ModelNotFound("pull it")), Config(Settings(), AGENTS), lambda: True)
+    with pytest.raises(ModelNotFound):
+        await warmup.reload("small")
