@@ -41,7 +41,8 @@ class Stamp:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request that was accepted. `received` is monotonic seconds; `durable` as in `values.Delivery`.
+    """A request that was accepted. `received`, monotonic seconds, and `size`, bytes, as in `values.Incoming`; `durable`
+    as in `values.Delivery`.
 
     `spoken_index`: whoever stopped it heard no sentence beyond that one. `sentence_ends`: for each sentence that went
     out, how many characters of the answer were heard after it.
@@ -59,6 +60,7 @@ class Job:
     stamp: Stamp
     received: float
     durable: bool
+    size: int = 0
     stopped: Stop | None = None
     spoken_index: int | None = None
     sentence_ends: tuple[int, ...] = ()

@@ -34,6 +34,9 @@ log = logging.getLogger("piagent.scheduler")
 
 MAX_CRASHES: Final = 2
 """A request that brought the daemon down this often is not tried again."""
+LARGE_BYTES: Final = 65_536
+LARGE_WAITING_BYTES: Final = 32_000_000
+"""What requests with large files or images may take together while they wait; one more is told busy."""
 STOP_S: Final = 2.0
 """Seconds that a stopped answer has to say its last word."""
 
@@ -109,6 +112,7 @@ class Scheduler:
             stamp=stamp,
             received=incoming.received,
             durable=incoming.delivery.durable,
+            size=incoming.size,
         )
         if self._draining and job.durable:  # it came in just before, and the transport brings it again
             channel.abandon()
@@ -132,7 +136,7 @@ class Scheduler:
     def _accept(self, lane: Lane, job: Job) -> None:
         free = len(self._tasks) < self._config.settings.max_concurrent and not self._ready
         starts_now = free and lane.running is None
-        if not starts_now and self._waiting >= self._config.settings.max_waiting and not self._make_room(lane):
+        if not starts_now and not self._has_room(lane, job):
             self._tally.overload()
             self._start_errand(self._refuse(job, Busy("Too many requests wait; ask again in a moment.")))
             return
@@ -156,6 +160,13 @@ class Scheduler:
             left = job.request.expires_s - (self._clock.monotonic() - job.received)
             asyncio.get_running_loop().call_later(max(0.0, left), self._expire, lane, job)
         self._dispatch()
+
+    def _has_room(self, lane: Lane, job: Job) -> bool:
+        if job.size > LARGE_BYTES and self._waiting:
+            held = sum(other.size for one in self._lanes.values() for other in one.waiting)
+            if held + job.size > LARGE_WAITING_BYTES:
+                return False
+        return self._waiting < self._config.settings.max_waiting or self._make_room(lane)
 
     def _make_room(self, lane: Lane) -> bool:
         """Send the newest request of the conversation that floods away, if that is not the one that asks."""

@@ -175,13 +175,14 @@ class Outcome(NamedTuple):
 class Incoming(NamedTuple):
     """A request as a door understood it. `conversation_id` None asks for a new conversation.
 
-    `received` is the monotonic time in seconds at which it came in.
+    `received` is the monotonic time in seconds at which it came in; `size` is that of its payload in bytes.
     """
 
     request: Request
     conversation_id: str | None
     delivery: Delivery
     received: float
+    size: int = 0
 
 
 class DoorState(NamedTuple):

@@ -223,7 +223,8 @@ class Inbox:
             return
         delivery = delivery_of(letter, conversation_id, request.id)
         if not self._merged(delivery, receipt):
-            await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+            incoming = Incoming(request, conversation_id, delivery, letter.received, len(letter.payload))
+            await self._intake.submit(incoming, reply)
 
     def _merged(self, delivery: Delivery, receipt: Receipt) -> bool:
         """Tell whether the same delivery is being answered already, and leave the receipt to that answer."""

@@ -150,10 +150,11 @@ def incoming(
     redelivered: bool = False,
     received: float = 1000.0,
     key: str | None = None,
+    size: int = 0,
     **fields: Any,
 ) -> Incoming:
     """Return a request as a door would hand it over."""
     request = Request(message=message, **fields)
     by_id = request.id is not None
     name = key or (f"id:{conversation or ''}:{request.id}" if by_id else f"packet:{id(request)}")
-    return Incoming(request, conversation, Delivery(name, by_id, redelivered, durable), received)
+    return Incoming(request, conversation, Delivery(name, by_id, redelivered, durable), received, size)

@@ -124,6 +124,21 @@ async def test_31_a_flood_does_not_starve_the_others(house: HouseFactory, qos: i
         await home.good()
 
 
+async def test_31_many_large_requests(house: HouseFactory) -> None:
+    files = [{"name": "log.txt", "text": "x" * 6_000_000}]
+    async with house() as home:
+        home.server.next("hang")
+        await home.post("first", id="first")
+        ids = [await home.post(f"room{number}", files=files, wait=False) for number in range(20)]
+        await home.observer.wait(lambda one: one.field("code") == "busy", 20)
+        await home.now()
+        await home.observer.publish(f"{home.base}/first/cancel", qos=0)
+        codes = [(await home.observer.terminal(request_id, 30))["code"] for request_id in ids]
+        assert set(codes) == {"busy", "context_overflow"}
+        assert codes.count("context_overflow") == 5
+        await home.well()
+
+
 async def test_31_very_many_rooms(house: HouseFactory, tmp_path: Path) -> None:
     async with house(memory_url=f"sqlite://{tmp_path}/memory.db", memory_max_conversations=100) as home:
         for number in range(500):

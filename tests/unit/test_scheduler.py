@@ -9,7 +9,7 @@ from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Accepted, ErrorEvent
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.health import Tally
-from piagent_daemon.scheduler import Scheduler
+from piagent_daemon.scheduler import LARGE_WAITING_BYTES, Scheduler
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
@@ -350,6 +350,19 @@ async def test_nothing_begins_while_what_ran_is_given_back(world: World, monkeyp
     await asyncio.wait_for(world.scheduler.drain(0.01, asyncio.Event()), 5)
     assert (running.abandoned, code(await queued.terminal())) == (1, "shutting_down")
     assert world.scheduler.queue.active == 0
+
+
+async def test_large_requests_are_busy_before_they_fill_the_memory(world: World) -> None:
+    world.hold()
+    await world.speaking(await world.submit("first"))
+    size = LARGE_WAITING_BYTES // 2 + 1
+    one, two = await world.submit("large", size=size), await world.submit("too large", size=size)
+    small = await world.submit("small")
+    assert code(await two.terminal()) == "busy"
+    world.gate.set()
+    assert [(await channel.terminal()).type for channel in (one, small)] == ["final", "final"]
+    lonely = await world.submit("larger than all", size=2 * size)
+    assert (await lonely.terminal()).type == "final"
 
 
 async def test_what_comes_in_during_the_drain_is_left_to_the_broker(world: World) -> None:
