@@ -12,11 +12,12 @@ import pytest
 import yaml
 from jinja2 import Environment
 
-from piagent_daemon import __version__, agents, contract, errors, wire
+from piagent_daemon import __version__, agents, app, contract, discovery, errors, wire
 from piagent_daemon.cli import VERBS
 from piagent_daemon.doors import DOORS, hermes_words
 from piagent_daemon.doors.hermes import ACL_HERMES
 from piagent_daemon.doors.wyoming import WYOMING_PORT
+from piagent_daemon.reporting import describe
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import Topics
 from tests import generated
@@ -163,16 +164,28 @@ def test_what_the_examples_read_is_published() -> None:
     assert read <= known
 
 
+def test_the_device_in_home_assistant_is_explained_as_it_is() -> None:
+    payload = discovery.message(describe(app.configure(Settings())), Settings())
+    entities = {part["default_entity_id"] for part in json.loads(payload)["cmps"].values()}
+    table = [line for line in section("Home Assistant: first steps").splitlines() if line.lstrip().startswith("|")]
+    named = set(re.findall(r"`([a-z_]+\.piagent_[a-z_]+)`", "\n".join(table)))
+    assert named == entities
+
+
 def test_the_examples_for_home_assistant_are_yaml_that_asks_and_reads() -> None:
-    ask, read, sensor = (yaml.safe_load(block) for block in blocks("yaml"))
-    data: dict[str, Any] = ask["actions"][0]["data"]
+    ask, read, ask_by_topic, read_by_topic = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert ask["actions"][0]["action"] == "notify.send_message"
+    assert ask["actions"][0]["target"]["entity_id"] == "notify.piagent_ask"
+    assert read["triggers"][0]["entity_id"] == "event.piagent_reply"
+    assert "'text': value_json.reply" in discovery.EVENT
+    assert "attributes.text" in read["actions"][0]["data"]["message"]
+    data: dict[str, Any] = ask_by_topic["actions"][0]["data"]
     topics = Topics("piagent")
     inbound = topics.parse(data["topic"])
     assert inbound
     assert (inbound.kind, data["qos"]) == ("in", 1)
-    assert read["triggers"][0]["topic"] == topics.out(str(inbound.name))
-    assert read["triggers"][0]["payload"] == contract.Final.model_fields["type"].default
-    assert sensor["mqtt"]["binary_sensor"][0]["state_topic"] == topics.health
+    assert read_by_topic["triggers"][0]["topic"] == topics.out(str(inbound.name))
+    assert read_by_topic["triggers"][0]["payload"] == contract.Final.model_fields["type"].default
 
 
 def test_the_request_in_the_home_assistant_example_is_one() -> None:
@@ -180,7 +193,7 @@ def test_the_request_in_the_home_assistant_example_is_one() -> None:
     environment = Environment(autoescape=False)  # noqa: S701 - JSON, not HTML
     environment.filters["to_json"] = json.dumps
     environment.globals["states"] = lambda _entity: "rainy"
-    ask = yaml.safe_load(blocks("yaml")[0])
+    ask = yaml.safe_load(blocks("yaml")[2])
     payload = environment.from_string(ask["actions"][0]["data"]["payload"]).render().encode()
     request = wire.parse_request(payload, Settings())
     assert request.context == {"weather": "rainy"}
