@@ -1,11 +1,13 @@
 """What the tests stand on: a real broker, a faithful model server, the daemon as a process."""
 
 import itertools
+import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.fakes.broker import Mosquitto, find_mosquitto
@@ -13,6 +15,11 @@ from tests.fakes.daemon import DaemonProcess
 from tests.fakes.observer import Observer
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.processes import end_leftovers
+
+# Few examples at each run, so that the unit tests take seconds; HYPOTHESIS_PROFILE=thorough looks harder.
+hypothesis.settings.register_profile("quick", max_examples=12, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 DaemonFactory = Callable[..., Awaitable[DaemonProcess]]
 BrokerFactory = Callable[..., Mosquitto]

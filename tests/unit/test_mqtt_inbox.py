@@ -94,7 +94,7 @@ PAYLOADS = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(payload=PAYLOADS, named=st.booleans())
 def test_every_payload_is_answered_once_or_counted(payload: bytes, named: bool) -> None:
     bench = Bench()
@@ -107,7 +107,7 @@ def test_every_payload_is_answered_once_or_counted(payload: bytes, named: bool) 
 
 @example(name="request", kind="in")
 @example(name="request/a", kind="cancel")
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     name=st.text(st.characters(exclude_categories=["Cs"]), max_size=150),
     kind=st.sampled_from(["in", "cancel", "reset"]),
@@ -121,7 +121,7 @@ def test_every_topic_is_taken_or_counted(name: str, kind: str) -> None:
     assert taken != bool(bench.engine.refusals) or kind == "cancel"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(reply_to=TEXTS, prefixed=st.booleans())
 def test_no_response_topic_leads_astray(reply_to: str, prefixed: bool) -> None:
     bench = Bench()
