@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from piagent_daemon import __version__, contract
+from piagent_daemon import __version__, contract, discovery
 from piagent_daemon.topics import MAX_CONVERSATION_CHARS, RESERVED, Topics
 
 Json = dict[str, Any]
@@ -110,8 +110,20 @@ def _channels(topics: Topics) -> Json:
         "reset": _channel(topics.reset(conversation), "Forget the conversation.", ["reset"], of_conversation),
         "health": _channel(topics.health, "How the daemon is; retained.", ["health", "offline"]),
         "info": _channel(topics.info, "What the daemon offers; retained.", ["info"]),
-        "adminRequest": _channel(topics.request(method), "Ask the daemon about itself.", ["adminRequest"], of_method),
+        "adminRequest": _channel(
+            topics.request(method), "Ask the daemon about itself.", ["adminRequest", "setDefaults"], of_method
+        ),
         "adminResponse": _channel(topics.response(method), "What it says.", ["adminResponse"], of_method),
+        "homeAssistantDevice": _channel(
+            f"homeassistant/device/{discovery.device_id(topics.base)}/config",
+            "The daemon as a device of Home Assistant (HA_DISCOVERY, HA_DISCOVERY_PREFIX); retained.",
+            ["homeAssistantDevice"],
+        ),
+        "homeAssistantStatus": _channel(
+            "homeassistant/status",
+            "How Home Assistant is: at `online` the device is told again.",
+            ["homeAssistantStatus"],
+        ),
     }
 
 
@@ -139,6 +151,8 @@ def _operations() -> Json:
         "health": _operation("send", "health", "Say how the daemon is, on each change and regularly.", retain=True),
         "info": _operation("send", "info", "Say what the daemon offers.", retain=True),
         "admin": _operation("receive", "adminRequest", "Answer an admin request.", reply="adminResponse"),
+        "announce": _operation("send", "homeAssistantDevice", "Tell Home Assistant of the daemon.", retain=True),
+        "homeAssistant": _operation("receive", "homeAssistantStatus", "Tell it again.", qos=0),
         "adminAnswer": _operation("send", "adminResponse", "The answer to an admin request.", retain=False),
     }
 
@@ -189,6 +203,16 @@ def _messages(base: str) -> Json:
         "info": _message("Info", "What the daemon offers."),
         "adminRequest": {**_message("AdminRequest", "The method's parameters."), **asked},
         "adminResponse": _message("AdminResponse", "Progress, the result or an error."),
+        "setDefaults": _message("SetDefaults", "The parameters of `defaults/set`."),
+        "homeAssistantDevice": {
+            "summary": "Home Assistant's device discovery; empty takes the device back.",
+            "payload": {"type": "object", "required": ["o", "dev", "cmps"]},
+        },
+        "homeAssistantStatus": {
+            "summary": "One word.",
+            "contentType": "text/plain",
+            "payload": {"enum": ["online", "offline"]},
+        },
     }
     for model in events():
         terminal = " Terminal: nothing follows it." if model.terminal else ""
@@ -205,7 +229,7 @@ def _message(schema: str, summary: str, correlation: str | None = None) -> Json:
 
 
 def _schemas() -> Json:
-    incoming: list[type[BaseModel]] = [contract.Request, contract.CancelRequest]
+    incoming: list[type[BaseModel]] = [contract.Request, contract.CancelRequest, contract.SetDefaults]
     outgoing: list[type[BaseModel]] = [*events(), contract.Health, contract.Offline, contract.Info]
     schemas = _definitions(incoming, "validation")
     schemas["Request"]["properties"]["text"] = {"type": "string", "description": "Alias of `message`."}
