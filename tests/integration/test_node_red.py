@@ -105,7 +105,7 @@ def installed() -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as unfinished:
         tree = Path(unfinished) / "tree"
         tree.mkdir()
-        options = "--prefer-offline --ignore-scripts --omit=optional --no-fund --no-audit --fetch-retries=1 --fetch-timeout=20000"
+        options = "--prefer-offline --ignore-scripts --omit=optional --no-audit --fetch-retries=1 --fetch-timeout=20000"
         command = [npm, "install", "--prefix", str(tree), *options.split(), f"node-red@{VERSION}"]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S, check=False)
