@@ -94,12 +94,12 @@ class Reporting:
 
     def _publish(self) -> None:
         health = self.health()
+        self._notifier.status(self._status(health))
         seen = (health.status, health.reasons, health.protocol, health.provider)
         if seen == self._last:
             return
         self._last = seen
         self._herald.announce(self._topics.health, health.encode())
-        self._notifier.status(self._status(health))
 
     def _status(self, health: Health) -> str:
         if not self._herald.state.connected:
