@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Sentences = Literal["sentences"]
-
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
@@ -52,9 +51,7 @@ class File(Noun):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        if (self.path is None) == (self.text is None or self.name is None):
-            raise ValueError('give either "name" and "text", or "path"')
-        if self.path is not None and (self.text is not None or self.name is not None):
+        if len({self.path is None, self.text is not None, self.name is not None}) > 1:
             raise ValueError('give either "name" and "text", or "path"')
         return self
 
@@ -254,6 +251,17 @@ class Speed(Noun):
     tokens_per_s: float | None = None
 
 
+class ProviderUse(ProviderHealth):
+    """How one provider stands, and what it did since the start of the process."""
+
+    resting_s: float = 0.0
+    requests: int = 0
+    errors: dict[str, int] = {}
+    retries: int = 0
+    cooldowns: int = 0
+    speed: Speed
+
+
 class ProcessHealth(Noun):
     rss_mb: float
     uptime_s: float
@@ -269,6 +277,7 @@ class Health(Noun):
     started_at: AwareDatetime
     ts: AwareDatetime
     provider: ProviderHealth
+    providers: list[ProviderUse] = []
     queue: QueueHealth
     memory: MemoryHealth
     totals: Totals

@@ -15,6 +15,7 @@ from piagent_daemon.contract import (
     MemoryHealth,
     ProcessHealth,
     ProviderHealth,
+    ProviderUse,
     QueueHealth,
     Speed,
     Totals,
@@ -112,7 +113,13 @@ class Reporter:
         self._started = clock.monotonic()
 
     def health(
-        self, *, door: DoorState, provider: ProviderHealth, queue: QueueHealth, reasons: Sequence[str] = ()
+        self,
+        *,
+        door: DoorState,
+        provider: ProviderHealth,
+        queue: QueueHealth,
+        reasons: Sequence[str] = (),
+        providers: Sequence[ProviderUse] = (),
     ) -> Health:
         """Return the health of this moment; any reason at all makes it `degraded`."""
         found = [*reasons, *door.reasons, *self._tally.reasons]
@@ -126,6 +133,7 @@ class Reporter:
             started_at=self._started_at,
             ts=self._clock.now(),
             provider=provider,
+            providers=list(providers),
             queue=queue,
             memory=MemoryHealth(conversations=self._store.count(), store=self._store.name),
             totals=self._tally.totals,

@@ -60,12 +60,16 @@ class Reporting:
 
     def health(self) -> Health:
         """Return the health of this moment."""
-        reasons = [reason] if (reason := self._watch.reason) else []
+        reasons = self._watch.reasons
         if self.config_rejected:
             reasons.append("config_rejected")
         reasons += [reason for door in self._doors for reason in door.state.reasons]
         return self._reporter.health(
-            door=self._herald.state, provider=self._watch.health, queue=self._scheduler.queue, reasons=reasons
+            door=self._herald.state,
+            provider=self._watch.health,
+            providers=self._watch.report,
+            queue=self._scheduler.queue,
+            reasons=reasons,
         )
 
     def info(self) -> Info:
@@ -129,7 +133,7 @@ def describe(config: Config) -> Info:
         limits={name: int(getattr(settings, name)) for name in LIMITS},
         provider=settings.provider,
         model=model,
-        models=sorted({model, *(agent.model for agent in agents)}),
+        models=sorted({*config.models, model, *(agent.model for agent in agents)}),
         topics={
             "in": topics.inbox("<convo>"),
             "out": topics.out("<convo>"),

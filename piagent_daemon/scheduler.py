@@ -107,7 +107,7 @@ class Scheduler:
             conversation_id=ticket.conversation_id,
             request_id=ticket.request_id,
             agent=agent,
-            model=request.model or agent.model or settings.ollama_model_general,
+            model=request.model or self._assistant.model(agent),
             channel=channel,
             stamp=stamp,
             received=incoming.received,

@@ -43,18 +43,28 @@ def read_text(path: Path) -> str:
         raise ValueError("is not UTF-8 text") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What the TOML file at `path` with this `text` has as `providers`."""
+
+    path: Path
+    text: str
+    value: Any
+
+
 @dataclass(slots=True)
 class Reader:
     """Reads every place; `problems` has a line for each thing that cannot be used.
 
     `names` are the settings in lower case, `secrets` those that also come from files, `aliases` other names of
-    settings (alias -> name).
+    settings (alias -> name). `tables` are what was found of `providers`.
     """
 
     names: Collection[str]
     secrets: Collection[str]
     aliases: Mapping[str, str]
     problems: list[str] = field(default_factory=list)
+    tables: Tables | None = None
 
     def read(self, config: Path | None, environ: Mapping[str, str]) -> dict[str, Found]:
         """Return what is set anywhere. The first place that has a setting wins, in this order:
@@ -141,7 +151,9 @@ class Reader:
         layer: dict[str, Found] = {}
         for key, value in content.items():
             origin = f"{path}:{line_of(text, key)}"
-            if key in spellings:
+            if key == "providers":
+                self.tables = Tables(path, text, value)
+            elif key in spellings:
                 layer[key] = Found(value, origin)
             else:
                 self.problems.append(f"{origin}: {key}: there is no such setting{nearest(key.lower(), spellings)}")

@@ -1,14 +1,13 @@
 """The verb: one request, from remembered history to its terminal event."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from piagent_daemon import ending, files, prompt, window
 from piagent_daemon.agents import Agent
-from piagent_daemon.cache import AnswerCache
 from piagent_daemon.contract import ContextUse, Event, Status
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.ending import Run
@@ -17,16 +16,15 @@ from piagent_daemon.errors import (
     PiagentError,
     ProviderError,
     ProviderTimeout,
-    ProviderUnavailable,
     ShuttingDown,
 )
 from piagent_daemon.job import NEVER, Job
+from piagent_daemon.ladder import Call, Ladder, Narrower
 from piagent_daemon.pace import Pace
-from piagent_daemon.ports import Clock, ConversationStore, Provider
+from piagent_daemon.ports import Clock, ConversationStore
 from piagent_daemon.settings import Settings
 from piagent_daemon.speech import expects_reply
-from piagent_daemon.tries import Tries
-from piagent_daemon.values import ChatRequest, Conversation, Delta, Finish, Message, Outcome, Turn
+from piagent_daemon.values import ChatRequest, Conversation, Finish, Message, Outcome, Turn
 from piagent_daemon.window import Ledger
 
 if TYPE_CHECKING:
@@ -46,6 +44,8 @@ class Config:
 
     settings: Settings
     agents: Mapping[str, Agent]
+    models: tuple[str, ...] = ()
+    """What the model server has, as far as is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,9 @@ class Plan:
 class Assistant:
     """Answers requests; holds no state of a request, so any number of answers may run side by side."""
 
-    def __init__(
-        self, config: Config, provider: Provider, store: ConversationStore, ledger: Ledger, clock: Clock
-    ) -> None:
+    def __init__(self, config: Config, ladder: Ladder, store: ConversationStore, ledger: Ledger, clock: Clock) -> None:
         self._config = config
-        self._provider = provider
-        self._cache = AnswerCache(provider.chat, clock)
+        self._ladder = ladder
         self._store = store
         self._ledger = ledger
         self._clock = clock
@@ -94,20 +91,24 @@ class Assistant:
             job.request = await asyncio.to_thread(files.inline, job.request, settings.files_dir, limit)
         remembers = settings.enable_memory and not job.alone
         conversation = await self._store.load(job.conversation_id) if remembers else Conversation()
-        most = settings.ctx_tokens
+        call = Call(job.conversation_id, job.agent.provider, job.model)
+        most = None
         for refit in range(REFITS + 1):
-            plan = self._plan(job, conversation, most)
+            plan = self._plan(job, conversation, call, most)
             try:
-                async with aclosing(self._stream(job, run, plan)) as events:
+                async with aclosing(self._stream(job, run, plan, call)) as events:
                     async for event in events:
                         yield event
                 break
+            except Narrower:
+                if refit == REFITS:
+                    raise
             except ContextOverflow as overflow:
-                self._ledger.overflowed(job.model, plan.estimate, overflow.prompt_tokens)
+                self._ledger.overflowed(call.served, plan.estimate, overflow.prompt_tokens)
                 if refit == REFITS or run.parts or not plan.history:
                     raise
                 most = plan.history // 2
-        final = self._final(job, run, plan, conversation)
+        final = self._final(job, run, plan, conversation, call)
         if run.voice:
             job.sentence_ends = run.voice.ends
         if not job.alone:
@@ -116,14 +117,19 @@ class Assistant:
 
     def silence(self, job: Job) -> FinalEvent:
         """Return the terminal event of a request that only wanted silence."""
-        return ending.silence(job, self._provider.name)
+        return ending.silence(job, self._ladder.name(job.agent.provider))
+
+    def model(self, agent: Agent) -> str:
+        """Return the model that answers for an agent whose requests name none."""
+        return agent.model or self._ladder.general(agent.provider)
 
     # ------------------------------------------------------------------------------------------------ before the call
 
-    def _plan(self, job: Job, conversation: Conversation, most: int) -> Plan:
+    def _plan(self, job: Job, conversation: Conversation, call: Call, most: int | None) -> Plan:
         """Fit the prompt into the model's context, with at most `most` tokens of history. Raises ContextOverflow."""
         settings, agent, request = self._config.settings, job.agent, job.request
         options = _options(settings, agent, request.options.model_dump(exclude_none=True))
+        model, context_tokens = self._ladder.choice(call)
         now = self._clock.now().astimezone()
         turns = conversation.turns
 
@@ -132,22 +138,24 @@ class Assistant:
                 return prompt.attach(job.messages, request)
             return prompt.build(agent, kept, request, now=now, conversation_id=job.conversation_id)
 
-        room = settings.ctx_tokens - options["num_predict"]
-        bare = self._ledger.tokens(job.model, messages(()))
+        room = context_tokens - options["num_predict"]
+        bare = self._ledger.tokens(model, messages(()))
         if bare > room:
             raise ContextOverflow(
                 f"The message needs about {bare} tokens of the model's context, and {room} are left for it. "
                 "Shorten it, or raise CTX_TOKENS."
             )
-        sizes = [self._ledger.turn(job.model, turn) for turn in turns]
-        drop = window.cut(sizes, max_turns=settings.memory_max_turns, budget=min(room - bare, most))
+        sizes = [self._ledger.turn(model, turn) for turn in turns]
+        drop = window.cut(
+            sizes, max_turns=settings.memory_max_turns, budget=min(room - bare, room if most is None else most)
+        )
         final_messages = messages(turns[drop:])
         return Plan(
             ChatRequest(
-                model=job.model,
+                model=model,
                 messages=final_messages,
                 options=options,
-                context_tokens=settings.ctx_tokens,
+                context_tokens=context_tokens,
                 prompt=prompt.xml(final_messages) if settings.prompt_style == "xml" else None,
                 think=settings.think if agent.think is None else agent.think,
                 format=request.format if request.format is not None else agent.format,
@@ -160,7 +168,7 @@ class Assistant:
 
     # ------------------------------------------------------------------------------------------------ during the call
 
-    async def _stream(self, job: Job, run: Run, plan: Plan) -> AsyncGenerator[Event, None]:
+    async def _stream(self, job: Job, run: Run, plan: Plan, call: Call) -> AsyncGenerator[Event, None]:
         settings, loop = self._config.settings, asyncio.get_running_loop()
         wanted = job.request.stream if job.request.stream is not None else job.agent.stream
         if wanted == "sentences" and run.voice is None:
@@ -169,12 +177,8 @@ class Assistant:
         interval_s = 0.0 if voice else settings.chunk_interval_ms / 1000
         deadline = run.started + settings.total_timeout_s
         limit = plan.request.options["num_predict"] * CHARS_PER_TOKEN
-        pace: Pace
-
-        def entered(error: PiagentError) -> None:
-            pace.entered("retrying", str(error))
-
-        pace = Pace(self._deltas(plan.request, settings, entered), interval_s, limit)
+        pace = Pace(self._ladder.answer(plan.request, call), interval_s, limit)
+        call.told, call.estimate = pace.entered, plan.estimate
         async with pace:
             job.attach(pace.close)
             stage, since, told = pace.stage, loop.time(), False
@@ -204,29 +208,9 @@ class Assistant:
             if not (job.stopped or run.too_long or run.finish):
                 pace.raise_failure()
 
-    async def _deltas(
-        self, request: ChatRequest, settings: Settings, retrying: Callable[[PiagentError], None]
-    ) -> AsyncGenerator[Delta, None]:
-        """Iterate the provider's answer, asking again after a passing failure as long as there was no text."""
-        tries = Tries(settings.max_retries, settings.backoff_factor_s)
-        while True:
-            spoke = False
-            try:
-                async with aclosing(self._cache.chat(request, settings.cache_ttl_s)) as deltas:
-                    async for delta in deltas:
-                        spoke = spoke or bool(delta.text)
-                        yield delta
-            except ProviderUnavailable as error:
-                if spoke or not tries.left:
-                    raise
-                retrying(error)
-                await tries.after(error)
-            else:
-                return
-
     # ------------------------------------------------------------------------------------------------- after the call
 
-    def _final(self, job: Job, run: Run, plan: Plan, conversation: Conversation) -> FinalEvent:
+    def _final(self, job: Job, run: Run, plan: Plan, conversation: Conversation, call: Call) -> FinalEvent:
         cancelled = job.stopped == "cancelled" and run.finish is None
         reply, finish = run.delivered(job.spoken_index) if cancelled else run.reply, run.finish or Finish("stop")
         if job.stopped == "shutdown" and run.finish is None:
@@ -235,7 +219,10 @@ class Assistant:
             raise ProviderError("The model returned nothing.")
         usage = finish.usage
         if usage.prompt_tokens:
-            self._ledger.calibrate(job.model, plan.estimate, usage.prompt_tokens)
+            said = plan.estimate
+            if call.served != plan.request.model:
+                said = self._ledger.tokens(call.served, plan.request.messages)
+            self._ledger.calibrate(call.served, said, usage.prompt_tokens)
         fields: dict[str, Any] = {}
         if plan.request.format is not None:
             fields["data"] = ending.parsed(reply)
@@ -245,8 +232,8 @@ class Assistant:
             FinalEvent,
             reply=reply,
             speech=run.speech(reply),
-            model=job.model,
-            provider=self._provider.name,
+            model=call.served or job.model,
+            provider=call.rung.name if call.rung else self._ladder.name(job.agent.provider),
             agent=job.agent.name,
             finish_reason="cancelled" if cancelled else "length" if run.too_long else finish.reason,
             expects_reply=expects_reply(reply),

@@ -15,7 +15,7 @@ log = logging.getLogger("piagent.warmup")
 
 
 class Warmup:
-    """Primes the model server in the background; real requests go first (`is_idle`)."""
+    """Primes the first model server in the background; real requests go first (`is_idle`)."""
 
     def __init__(self, provider: Provider, config: Config, is_idle: Callable[[], bool]) -> None:
         self._provider = provider
@@ -26,6 +26,7 @@ class Warmup:
     def begin(self, names: Collection[str] | None = None) -> None:
         """Prime the agents of these names, all when None; the default agent last, since that prompt stays warmest."""
         agents = [agent for name, agent in self._config.agents.items() if names is None or name in names]
+        agents = [agent for agent in agents if agent.provider in {None, self._provider.name}]
         agents.sort(key=lambda agent: agent.name == self._config.settings.default_agent)
         if self._task:
             self._task.cancel()

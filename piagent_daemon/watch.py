@@ -1,23 +1,25 @@
-"""How the model server stands: known from the answers it gives, and from a short look when there were none."""
+"""How the model servers stand: known from the answers they give, and from a short look when there were none."""
 
 import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final
 
-from piagent_daemon.contract import ErrorEvent, ProviderHealth
+from piagent_daemon.contract import ErrorEvent, ProviderHealth, ProviderUse
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ModelNotFound, ProviderError, ProviderTimeout, ProviderUnavailable, Unauthorized
-from piagent_daemon.ports import Provider
+from piagent_daemon.ladder import Ladder
+from piagent_daemon.rung import Rung
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ProviderState
 
 log = logging.getLogger("piagent.provider")
 
 FIRST_LOOK_S: Final = 1.0
-REASONS: Final = tuple(
-    kind.code for kind in (ProviderError, ProviderTimeout, ProviderUnavailable, ModelNotFound, Unauthorized)
-)
+KINDS: Final[dict[str, type[ProviderError]]] = {
+    kind.code: kind for kind in (ProviderError, ProviderTimeout, ProviderUnavailable, ModelNotFound, Unauthorized)
+}
+REASONS: Final = tuple(KINDS)
 ACT: Final = frozenset({ModelNotFound.code, Unauthorized.code})
 """Reasons that do not pass by themselves."""
 LOADED_S: Final = 1.0
@@ -25,43 +27,65 @@ LOADED_S: Final = 1.0
 
 
 class ProviderWatch:
-    """Looks at the model server at start, every HEALTH_INTERVAL_S, and sooner while it is in trouble."""
+    """Looks at the serving rung at start, every HEALTH_INTERVAL_S, and sooner while it is in trouble; at each other
+    one at start, and whenever its rest is over."""
 
-    def __init__(self, provider: Provider, config: Config) -> None:
-        self._provider = provider
+    def __init__(self, ladder: Ladder, config: Config) -> None:
+        self._ladder = ladder
         self._config = config
         self.on_change: Callable[[], None] = _nothing
-        self._state: ProviderState | None = None
-        self._reason: str | None = None
+        self.on_look: Callable[[ProviderState], None] = _ignore
+        """Called after each look with how the first rung stands."""
         self._look_soon = asyncio.Event()
+        ladder.on_failure = self._failed
 
     @property
     def reason(self) -> str | None:
-        """The health reason for what is wrong, or None."""
-        return self._reason
+        """The health reason for what is wrong with the rung that serves, or None."""
+        return self._ladder.serving.reason
+
+    @property
+    def reasons(self) -> list[str]:
+        """The health reasons: of the rung that serves, and of others those that do not pass by themselves."""
+        found = [self.reason, *(rung.reason for rung in self._ladder.known.values() if rung.reason in ACT)]
+        return list(dict.fromkeys(reason for reason in found if reason))
 
     @property
     def health(self) -> ProviderHealth:
-        state = self._state
+        """How the rung that serves now stands."""
+        rung = self._ladder.serving
+        state = rung.state
         return ProviderHealth(
-            name=self._provider.name,
+            name=rung.name,
             reachable=state.reachable if state else None,
-            model=self._config.settings.ollama_model_general,
+            model=self._ladder.general(rung.name),
             model_loaded=state.model_loaded if state else None,
             error=state.error if state else None,
         )
+
+    @property
+    def report(self) -> list[ProviderUse]:
+        """How each of them stands, and what it has done."""
+        return self._ladder.report()
 
     def ended(self, event: FinalEvent | ErrorEvent) -> None:
         """Learn from a terminal event."""
         if isinstance(event, FinalEvent):
             if event.timing.load_s > LOADED_S:
                 log.info("the model %s took %.0f s to load", event.model, event.timing.load_s)
-            if event.finish_reason != "cancelled" and not event.cached and self._reason:
-                self._set(ProviderState(reachable=True, model_loaded=True, model_found=True), None)
-        elif event.code in REASONS:
+            rung = self._ladder.known.get(event.provider, self._ladder.rungs[0])
+            if event.finish_reason != "cancelled" and rung.reason:
+                self._set(rung, ProviderState(reachable=True, model_loaded=True, model_found=True), None)
+        elif event.code in REASONS and not self._ladder.several:
             reachable = event.code != ProviderUnavailable.code
-            self._set(ProviderState(reachable=reachable, error=event.message), event.code)
+            self._set(self._ladder.rungs[0], ProviderState(reachable=reachable, error=event.message), event.code)
             self._look_soon.set()
+
+    def _failed(self, rung: Rung, error: ProviderError) -> None:
+        """Learn from a failure that another rung may have made good."""
+        reachable = not isinstance(error, ProviderUnavailable)
+        self._set(rung, ProviderState(reachable=reachable, error=str(error)), error.code)
+        self._look_soon.set()
 
     def look_soon(self) -> None:
         """Look in a moment: there may be another model to look for."""
@@ -73,18 +97,25 @@ class ProviderWatch:
         while True:
             await self.look()
             usual_s = self._config.settings.health_interval_s
-            pause_s = min(pause_s * 2, usual_s) if self._reason else usual_s
+            pause_s = min(pause_s * 2, usual_s) if self.reason else usual_s
             self._look_soon.clear()
             try:
-                await asyncio.wait_for(self._look_soon.wait(), pause_s)
+                await asyncio.wait_for(self._look_soon.wait(), min(pause_s, self._ladder.trial_in_s))
                 pause_s = FIRST_LOOK_S
                 await asyncio.sleep(pause_s)
             except TimeoutError:
                 pass
 
     async def look(self) -> None:
-        """Ask the model server once, in bounded time."""
-        state = await self._provider.probe(self._config.settings.ollama_model_general)
+        """Ask the model servers once whose turn it is, in bounded time."""
+        serving = self._ladder.serving
+        due = [rung for rung in self._ladder.known.values() if rung is serving or rung.state is None or rung.due]
+        await asyncio.gather(*map(self._look_at, due))
+        if state := self._ladder.rungs[0].state:
+            self.on_look(state)
+
+    async def _look_at(self, rung: Rung) -> None:
+        state = await rung.provider.probe(self._ladder.general(rung.name))
         reason = None
         if not state.reachable:
             reason = ProviderUnavailable.code
@@ -92,25 +123,32 @@ class ProviderWatch:
             reason = ModelNotFound.code
         elif state.error:
             reason = ProviderError.code
-        self._set(state, reason)
+        if reason:
+            self._ladder.rest(rung, KINDS[reason](state.error or f"{rung.name} does not answer."))
+        self._set(rung, state, reason)
 
-    def _set(self, state: ProviderState, reason: str | None) -> None:
-        changed = (reason, state.error) != (self._reason, self._state.error if self._state else None)
-        first = self._state is None
+    def _set(self, rung: Rung, state: ProviderState, reason: str | None) -> None:
+        changed = (reason, state.error) != (rung.reason, rung.state.error if rung.state else None)
+        first = rung.state is None
+        before, rung.state, rung.reason = rung.reason, state, reason
         if changed:
-            self._tell(state, reason)
-        self._state, self._reason = state, reason
+            self._tell(rung, before)
         if changed or first:
             self.on_change()
 
-    def _tell(self, state: ProviderState, reason: str | None) -> None:
+    def _tell(self, rung: Rung, before: str | None) -> None:
         """Log a change: once, however many requests meet it."""
-        if reason:
-            level = logging.ERROR if reason in ACT else logging.WARNING
-            log.log(level, "%s: %s", reason, state.error)
-        else:
-            log.info("the model server is well again")
+        name = f"{rung.name}: " if self._ladder.several else ""
+        if rung.reason:
+            level = logging.ERROR if rung.reason in ACT else logging.WARNING
+            log.log(level, "%s%s: %s", name, rung.reason, rung.state.error if rung.state else None)
+        elif before:
+            log.info("%sthe model server is well again", name)
 
 
 def _nothing() -> None:
     """Stand in until somebody wants to hear of changes."""
+
+
+def _ignore(_: ProviderState) -> None:
+    """Stand in until somebody wants to hear of looks."""

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from piagent_daemon.settings import Row, Settings, table
+from piagent_daemon.settings import Settings
+from piagent_daemon.settings_table import Row, table
 from tests.unit.test_layers import LAYERS
 
 ROOT: Final = Path(__file__).parents[1]

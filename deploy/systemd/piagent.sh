@@ -14,10 +14,10 @@ done <<EOF
 $(cat /etc/piagent/piagent.env 2>/dev/null)
 EOF
 # Secrets are readable with sudo only.
-if [ -z "${MQTT_PASSWORD-}${MQTT_PASSWORD_FILE-}" ] && [ -r /etc/piagent/mqtt_password ] && [ -s /etc/piagent/mqtt_password ]; then
-    export MQTT_PASSWORD_FILE=/etc/piagent/mqtt_password
-fi
-if [ -z "${OLLAMA_API_KEY-}${OLLAMA_API_KEY_FILE-}" ] && [ -r /etc/piagent/ollama_api_key ] && [ -s /etc/piagent/ollama_api_key ]; then
-    export OLLAMA_API_KEY_FILE=/etc/piagent/ollama_api_key
-fi
+for file in mqtt_password ollama_api_key provider_key openai_api_key anthropic_api_key hf_token; do
+    name=$(echo "$file" | tr '[:lower:]' '[:upper:]')
+    if [ -r "/etc/piagent/$file" ] && [ -s "/etc/piagent/$file" ] && [ -z "$(printenv "$name" "${name}_FILE")" ]; then
+        export "${name}_FILE=/etc/piagent/$file"
+    fi
+done
 exec /opt/piagent/bin/piagent "$@"

@@ -5,7 +5,7 @@ from typing import cast
 
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.ports import Provider
-from piagent_daemon.providers.config import ProviderConfig, from_settings
+from piagent_daemon.providers.config import ProviderConfig, place
 from piagent_daemon.settings import Settings
 
 PROVIDERS = {
@@ -37,5 +37,11 @@ def make(config: ProviderConfig) -> Provider:
 
 
 def create(name: str, settings: Settings) -> Provider:
-    """Make a provider of the plain case, where its name is its kind; ConfigError as in `make`."""
-    return make(from_settings(name, settings))
+    """Make a provider by its name: that of a table [providers.<name>], or a kind; ConfigError as in `make`."""
+    if name in settings.providers and settings.providers[name].kind not in PROVIDERS:
+        kind, known = settings.providers[name].kind, ", ".join(sorted(PROVIDERS))
+        raise ConfigError(f"[providers.{name}] kind: {kind!r} is not one of {known}")
+    if name not in settings.providers and name not in PROVIDERS:
+        known = ", ".join(sorted({*settings.providers, *PROVIDERS}))
+        raise ConfigError(f"PROVIDER: {name!r} is not one of {known}")
+    return make(place(name, settings).config)

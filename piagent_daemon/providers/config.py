@@ -1,6 +1,6 @@
 """What one provider is told, whichever settings it came from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from piagent_daemon.settings import Settings
 
@@ -39,6 +39,44 @@ class ProviderConfig:
     total_timeout_s: float = 600.0
     url_setting: str = ANY[0]
     key_setting: str = ANY[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A machine that sleeps: 12 hexadecimal digits of its MAC address, and where the magic packet goes (UDP)."""
+
+    mac: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One provider of PROVIDER or of an agent, and what its table says beyond `config`, None where it says nothing."""
+
+    config: ProviderConfig
+    model: str | None = None
+    context_tokens: int | None = None
+    wake: Wake | None = None
+
+
+def place(name: str, settings: Settings) -> Place:
+    """Return what is known of a provider: its table [providers.<name>], or the plain settings of that kind."""
+    table = settings.providers.get(name)
+    if table is None:
+        return Place(from_settings(name, settings))
+    config = replace(from_settings(table.kind, settings), name=name)
+    if table.url is not None:  # a key of the plain settings is not sent elsewhere
+        config = replace(config, url=table.url, key=None, url_setting=f"[providers.{name}] url")
+    if table.url is not None or table.key is not None:
+        config = replace(config, key_setting=f"[providers.{name}] key")
+    if table.key is not None:
+        config = replace(config, key=table.key.get_secret_value())
+    if table.model is not None:
+        config = replace(config, model=table.model)
+    if table.context_tokens is not None:
+        config = replace(config, context_tokens=table.context_tokens)
+    wake = Wake(table.wake, table.wake_address) if table.wake else None
+    return Place(config, table.model, table.context_tokens, wake)
 
 
 def from_settings(name: str, settings: Settings) -> ProviderConfig:

@@ -8,6 +8,11 @@ from typing import Any
 
 from piagent_daemon.contract import ErrorEvent, Event, Request, Usage
 from piagent_daemon.contract import Final as FinalEvent
+from piagent_daemon.ladder import Ladder
+from piagent_daemon.ports import Clock
+from piagent_daemon.rung import Rung
+from piagent_daemon.settings import Settings
+from piagent_daemon.turn import Config
 from piagent_daemon.values import ChatRequest, Delivery, Delta, Finish, Incoming, ModelInfo, ProviderState, PullProgress
 
 Step = Delta | BaseException | asyncio.Event
@@ -46,9 +51,10 @@ def echo(request: ChatRequest) -> list[Step]:
 class ScriptedProvider:
     """A model server that plays scripts: a step is yielded, raised, or (an Event) waited for."""
 
-    name = "scripted"
-
-    def __init__(self, script: Script = echo) -> None:
+    def __init__(self, script: Script = echo, name: str = "scripted") -> None:
+        self.name = name
+        self.abilities: dict[str, frozenset[str]] = {}
+        """By model; another one has them all."""
         self.script = script
         self.scripts: list[Script] = []
         self.asked: list[ChatRequest] = []
@@ -83,10 +89,10 @@ class ScriptedProvider:
         return self.state
 
     async def models(self) -> list[ModelInfo]:
-        return [ModelInfo("scripted:1b", size=1)]
+        return [ModelInfo(name, size=1) for name in self.abilities or ("scripted:1b",)]
 
-    async def capabilities(self, model: str) -> frozenset[str]:  # noqa: ARG002
-        return frozenset({"completion"})
+    async def capabilities(self, model: str) -> frozenset[str]:
+        return self.abilities.get(model, frozenset({"completion", "vision"}))
 
     async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:  # noqa: ARG002
         return [[float(len(text)), 1.0] for text in inputs]
@@ -99,6 +105,18 @@ class ScriptedProvider:
 
     async def aclose(self) -> None:
         """Close nothing."""
+
+
+def ladder_of(
+    *providers: ScriptedProvider, settings: Settings | Config | None = None, clock: Clock | None = None
+) -> Ladder:
+    """Return a ladder of these, each asked for the settings' model."""
+    clock = clock or FakeClock()
+
+    def current() -> Settings:
+        return settings.settings if isinstance(settings, Config) else settings or Settings()
+
+    return Ladder([Rung(provider, clock) for provider in providers], current, clock)
 
 
 @dataclass

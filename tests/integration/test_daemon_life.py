@@ -21,7 +21,7 @@ from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama
 LONG = [f" word{number}" for number in range(400)]
 OFFLINE = {"status": "offline"}
 HEALTH = {"status", "reasons", "version", "protocol", "started_at", "ts", "provider", "queue", "memory", "totals"}
-HEALTH |= {"speed", "process"}
+HEALTH |= {"providers", "speed", "process"}
 TOTALS = {"requests", "replies", "errors", "cancelled", "refused", "duplicates", "prompt_tokens", "completion_tokens"}
 PROMPT = "You are the keeper of the lighthouse. Answer briefly."
 

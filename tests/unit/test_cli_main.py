@@ -15,7 +15,8 @@ from piagent_daemon import __version__, cli
 from piagent_daemon.cli import VERBS, main
 from piagent_daemon.cli.config import _words
 from piagent_daemon.errors import PiagentError
-from piagent_daemon.settings import Settings, table
+from piagent_daemon.settings import Settings
+from piagent_daemon.settings_table import table
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Config
 from piagent_daemon.values import DoorState, ProviderState
 from piagent_daemon.watch import ProviderWatch
-from tests.fakes.doubles import FakeClock, ScriptedProvider
+from tests.fakes.doubles import FakeClock, ScriptedProvider, ladder_of
 
 COMMON: dict[str, Any] = {"conversation_id": "c", "request_id": "r", "attempt": 1, "seq": 0, "ts": FakeClock().now()}
 
@@ -116,7 +116,7 @@ def test_resident_memory_is_read() -> None:
 async def test_a_look_at_the_model_server_becomes_a_reason(state: ProviderState, reason: str | None) -> None:
     provider = ScriptedProvider()
     provider.state = state
-    watch = ProviderWatch(provider, Config(Settings(), {}))
+    watch = ProviderWatch(ladder_of(provider), Config(Settings(), {}))
     told: list[None] = []
     watch.on_change = lambda: told.append(None)
     assert watch.health == ProviderHealth(name="scripted", model=Settings().ollama_model_general)
@@ -127,7 +127,7 @@ async def test_a_look_at_the_model_server_becomes_a_reason(state: ProviderState,
 
 
 async def test_a_failed_answer_degrades_and_a_good_one_heals() -> None:
-    watch = ProviderWatch(ScriptedProvider(), Config(Settings(), {}))
+    watch = ProviderWatch(ladder_of(ScriptedProvider()), Config(Settings(), {}))
     await watch.look()
     watch.ended(error("unauthorized"))
     assert (watch.reason, watch.health.error) == ("unauthorized", "it failed")
@@ -142,7 +142,7 @@ async def test_a_failed_answer_degrades_and_a_good_one_heals() -> None:
 async def test_a_change_of_the_model_server_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     provider = ScriptedProvider()
-    watch = ProviderWatch(provider, Config(Settings(), {}))
+    watch = ProviderWatch(ladder_of(provider), Config(Settings(), {}))
     await watch.look()
     assert not caplog.records
     for state in (ProviderState(reachable=False, error="refused"), ProviderState(True, None, False, "ollama pull m")):
@@ -160,7 +160,7 @@ async def test_a_change_of_the_model_server_is_logged_once(caplog: pytest.LogCap
 
 async def test_trouble_brings_the_next_look_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("piagent_daemon.watch.FIRST_LOOK_S", 0.0)
-    watch = ProviderWatch(ScriptedProvider(), Config(Settings(health_interval_s=3600), {}))
+    watch = ProviderWatch(ladder_of(ScriptedProvider()), Config(Settings(health_interval_s=3600), {}))
     healed = asyncio.Event()
     task = asyncio.create_task(watch.run())
     await asyncio.sleep(0)

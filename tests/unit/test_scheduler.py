@@ -15,7 +15,7 @@ from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
 from piagent_daemon.values import ChatRequest, Delivery, Delta, Outcome, Ticket
 from piagent_daemon.window import Ledger
-from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, Step, answer, incoming
+from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, Step, answer, incoming, ladder_of
 
 AGENTS = {
     "general": Agent(name="general", system="Be brief."),
@@ -34,7 +34,9 @@ class World:
         self.store = MemoryStore(self.settings, self.clock)
         self.tally = Tally(self.clock)
         config = Config(self.settings, AGENTS)
-        assistant = Assistant(config, self.provider, self.store, Ledger(), self.clock)
+        assistant = Assistant(
+            config, ladder_of(self.provider, settings=config, clock=self.clock), self.store, Ledger(), self.clock
+        )
         self.scheduler = Scheduler(assistant, config, self.store, self.tally, self.clock)
         self.gate = asyncio.Event()
 

@@ -20,8 +20,8 @@ from piagent_daemon.settings import (
     reloaded,
     restart_needed,
     secrets,
-    table,
 )
+from piagent_daemon.settings_table import table
 
 CANARY = "canary-7f3a"
 

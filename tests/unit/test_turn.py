@@ -16,7 +16,7 @@ from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
 from piagent_daemon.values import Delivery, Delta, Finish, Ticket, Turn
 from piagent_daemon.window import Ledger
-from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, answer, incoming
+from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, answer, incoming, ladder_of
 
 GENERAL = Agent(name="general", system="Be brief.")
 
@@ -32,7 +32,8 @@ class World:
         self.store = MemoryStore(self.settings, self.clock)
         self.config = Config(self.settings, {"general": GENERAL})
         self.ledger = Ledger()
-        self.assistant = Assistant(self.config, self.provider, self.store, self.ledger, self.clock)
+        self.ladder = ladder_of(self.provider, settings=self.config, clock=self.clock)
+        self.assistant = Assistant(self.config, self.ladder, self.store, self.ledger, self.clock)
         self.asked = 0
 
     def job(self, message: str = "hello", agent: Agent = GENERAL, **fields: Any) -> Job:
