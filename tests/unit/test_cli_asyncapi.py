@@ -108,6 +108,7 @@ def test_events_as_written_fit_their_schemas() -> None:
     for event in (
         final,
         contract.Chunk(**HEAD, text="Hel"),
+        contract.Sentence(**HEAD, text="Hello.", index=0),
         contract.Accepted(**HEAD, position=0, agent="a", model="m"),
     ):
         schema = DOCUMENT["components"]["schemas"][type(event).__name__]
@@ -121,6 +122,12 @@ def test_a_request_names_every_field_and_no_other() -> None:
     schema = DOCUMENT["components"]["schemas"]["Request"]
     assert schema["properties"].keys() == {*contract.Request.model_fields, "text"}
     assert schema["additionalProperties"] is False
+
+
+def test_a_cancel_may_say_how_much_was_spoken() -> None:
+    schema = DOCUMENT["components"]["schemas"]["CancelRequest"]
+    assert schema["properties"].keys() == {"id", "spoken_index"}
+    assert "required" not in schema
 
 
 def test_yaml_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:

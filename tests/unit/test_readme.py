@@ -6,7 +6,6 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -173,31 +172,40 @@ def test_the_device_in_home_assistant_is_explained_as_it_is() -> None:
 
 
 def test_the_examples_for_home_assistant_are_yaml_that_asks_and_reads() -> None:
-    ask, read, ask_by_topic, read_by_topic = (yaml.safe_load(block) for block in blocks("yaml"))
+    ask, read, _ = (yaml.safe_load(block) for block in blocks("yaml"))
     assert ask["actions"][0]["action"] == "notify.send_message"
     assert ask["actions"][0]["target"]["entity_id"] == "notify.piagent_ask"
     assert read["triggers"][0]["entity_id"] == "event.piagent_reply"
     assert "'text': value_json.reply" in discovery.EVENT
     assert "attributes.text" in read["actions"][0]["data"]["message"]
-    data: dict[str, Any] = ask_by_topic["actions"][0]["data"]
-    topics = Topics("piagent")
-    inbound = topics.parse(data["topic"])
-    assert inbound
-    assert (inbound.kind, data["qos"]) == ("in", 1)
-    assert read_by_topic["triggers"][0]["topic"] == topics.out(str(inbound.name))
-    assert read_by_topic["triggers"][0]["payload"] == contract.Final.model_fields["type"].default
 
 
-def test_the_request_in_the_home_assistant_example_is_one() -> None:
-    """Its template, rendered as Home Assistant does it, with a sensor of our own."""
-    environment = Environment(autoescape=False)  # noqa: S701 - JSON, not HTML
-    environment.filters["to_json"] = json.dumps
-    environment.globals["states"] = lambda _entity: "rainy"
-    ask = yaml.safe_load(blocks("yaml")[2])
-    payload = environment.from_string(ask["actions"][0]["data"]["payload"]).render().encode()
-    request = wire.parse_request(payload, Settings())
-    assert request.context == {"weather": "rainy"}
-    assert request.stream is False
+def test_the_example_for_the_script_in_home_assistant_gives_it_what_it_takes() -> None:
+    package = yaml.safe_load((ROOT / "deploy/home-assistant/packages/piagent.yaml").read_text())
+    ask, use = yaml.safe_load(blocks("yaml")[2])["actions"]
+    domain, name = ask["action"].split(".")
+    fields = package[domain][name]["fields"]
+    assert ask["data"].keys() <= fields.keys()
+    assert {key for key, one in fields.items() if one.get("required")} <= ask["data"].keys()
+    assert ask["response_variable"] == "answer"
+    facts = Environment(autoescape=False).from_string(ask["data"]["facts"])  # noqa: S701 - no HTML
+    assert facts.render(states=lambda _entity: "rainy") == "{'weather': 'rainy'}"
+    said = Environment(autoescape=False).from_string(use["data"]["message"])  # noqa: S701 - no HTML
+    assert said.render(answer={"ok": False, "message": "Too many wait."}) == "Too many wait."
+
+
+def test_the_flows_for_node_red_have_the_addresses_and_names_that_are_told() -> None:
+    nodes = json.loads((ROOT / "deploy/node-red/flows.json").read_text())
+    told, labels = section("Node-RED"), {node.get("label") or node.get("name") for node in nodes}
+    assert {f"piagent {tab}" for tab in re.findall(r"^\| (\d: [a-z ]+) \|", told, re.MULTILINE)} == {
+        node["label"] for node in nodes if node["type"] == "tab"
+    }
+    assert set(re.findall(r"`[A-Z]+ (/piagent/[a-z/]+)`", told)) == {
+        node["url"] for node in nodes if node["type"] == "http in"
+    }
+    for name in ("Ask", "Be quiet", "piagent's broker", "piagent's broker, MQTT 5", "piagent 1: ask"):
+        assert f"*{name}*" in told
+        assert name in labels
 
 
 @pytest.mark.parametrize("door", sorted(DOORS.keys() - {"mqtt"}))
