@@ -4,6 +4,7 @@ Source: homeassistant/helpers/script.py, script_variables.py and template, homea
 """
 
 import ast
+import functools
 import heapq
 import itertools
 import json
@@ -60,6 +61,8 @@ ENVIRONMENT.filters |= {"to_json": json.dumps, "from_json": json.loads}
 ENVIRONMENT.filters["random"] = random.choice  # Jinja's own would be folded to a constant
 ENVIRONMENT.globals["now"] = lambda: datetime.now(UTC)
 
+template = functools.cache(ENVIRONMENT.from_string)
+
 
 def render(value: Any, variables: Json) -> Any:
     """Render as Home Assistant does: whatever reads like a Python value becomes one."""
@@ -69,7 +72,7 @@ def render(value: Any, variables: Json) -> Any:
         return [render(one, variables) for one in value]
     if not isinstance(value, str) or not re.search(r"{[{%]", value):
         return value
-    text = ENVIRONMENT.from_string(value).render(variables).strip()
+    text = template(value).render(variables).strip()
     try:
         result = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -80,7 +83,7 @@ def render(value: Any, variables: Json) -> Any:
 
 def as_text(value: Any, variables: Json) -> str:
     """Render what has to be a text: a value that became something else is taken as it was written."""
-    return ENVIRONMENT.from_string(value).render(variables).strip() if isinstance(value, str) else str(value)
+    return template(value).render(variables).strip() if isinstance(value, str) else str(value)
 
 
 # ------------------------------------------------------------------------------------------------- acting it through
