@@ -13,6 +13,7 @@ from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.systemd import Notifier
 from piagent_daemon.topics import Topics
 from piagent_daemon.turn import Config
+from piagent_daemon.waiting import woken
 from piagent_daemon.watch import ProviderWatch
 
 log = logging.getLogger("piagent.health")
@@ -91,9 +92,7 @@ class Reporting:
             self._wake.clear()
             self._publish()
             pause_s = min(self._config.settings.health_interval_s, self._tally.passes_in_s)
-            try:
-                await asyncio.wait_for(self._wake.wait(), pause_s)
-            except TimeoutError:
+            if not await woken(self._wake, pause_s):
                 self._last = None
 
     def _publish(self) -> None:

@@ -12,6 +12,7 @@ from piagent_daemon.ladder import Ladder
 from piagent_daemon.rung import Rung
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ProviderState
+from piagent_daemon.waiting import woken
 
 log = logging.getLogger("piagent.provider")
 
@@ -99,12 +100,9 @@ class ProviderWatch:
             usual_s = self._config.settings.health_interval_s
             pause_s = min(pause_s * 2, usual_s) if self.reason else usual_s
             self._look_soon.clear()
-            try:
-                await asyncio.wait_for(self._look_soon.wait(), min(pause_s, self._ladder.trial_in_s))
+            if await woken(self._look_soon, min(pause_s, self._ladder.trial_in_s)):
                 pause_s = FIRST_LOOK_S
                 await asyncio.sleep(pause_s)
-            except TimeoutError:
-                pass
 
     async def look(self) -> None:
         """Ask the model servers once whose turn it is, in bounded time."""

@@ -27,6 +27,7 @@ LAYERS = (
         "sentences",
         "speech",
         "backoff",
+        "waiting",
         "discovery",
         "systemd",
         "log",

@@ -1,0 +1,47 @@
+"""Waiting for something, but not for ever."""
+
+import ast
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from piagent_daemon.waiting import woken
+
+PACKAGE = Path(__file__).parents[2] / "piagent_daemon"
+
+
+async def test_it_tells_whether_the_event_came() -> None:
+    event = asyncio.Event()
+    assert not await woken(event, 0)
+    assert not await woken(event, -1)
+    asyncio.get_running_loop().call_soon(event.set)
+    assert await woken(event, 5)
+    assert await woken(event, 5)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancellation_that_comes_with_the_event_counts(turns: int) -> None:
+    event = asyncio.Event()
+
+    async def again_and_again() -> None:
+        while True:
+            event.clear()
+            await woken(event, 60)
+
+    task = asyncio.create_task(again_and_again())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    event.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=1)
+    assert task.cancelled()
+
+
+def test_nothing_waits_in_the_way_that_swallows_cancellations() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) != ("asyncio", "wait_for"), path
