@@ -1,9 +1,9 @@
 """Requests that are broken, huge, too many, copied, late or hostile (faults 29 to 39)."""
 
-import asyncio
 import itertools
 import json
 import random
+import time
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +51,7 @@ def broken_payloads(count: int) -> list[bytes]:
 
 @both
 async def test_29_payloads_of_every_sort(house: HouseFactory, protocol: str) -> None:
-    payloads = broken_payloads(600)
+    payloads = broken_payloads(250)
     async with house(protocol=protocol, max_waiting=2000, health_interval_s=1) as home:
         for payload in payloads:
             await home.observer.publish(f"{home.base}/k/in", payload, wait=False)
@@ -61,7 +61,7 @@ async def test_29_payloads_of_every_sort(house: HouseFactory, protocol: str) -> 
         assert len(ends) == len({end["request_id"] for end in ends}) == len(payloads)
         codes = [end.get("code", "") for end in ends]
         assert set(codes) == {"", "invalid_request"}
-        assert codes.count("invalid_request") > 200
+        assert codes.count("invalid_request") > 80
         assert (await home.now())["totals"]["refused"] == codes.count("invalid_request")
         assert "�" not in home.log
     # acknowledged, all of them: the next life of this daemon gets none of it
@@ -105,17 +105,16 @@ async def test_30_oversize_under_mqtt_311_is_refused(house: HouseFactory) -> Non
 async def test_31_a_flood_does_not_starve_the_others(house: HouseFactory, qos: int) -> None:
     async with house(fast=10) as home:
         home.server.tokens, home.server.tokens_per_s = WORDS, 100
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        await home.ask("calm")
-        alone_s = loop.time() - started
-        ids = [await home.post("flood", qos=qos, wait=False) for _ in range(500)]
+        ids = [await home.post("flood", qos=qos, wait=False) for _ in range(300)]
         await home.reason("overload")
         await home.now()  # by then everything is read
         for _ in range(3):
-            started = loop.time()
-            assert (await home.ask("calm"))["type"] == "final"
-            assert loop.time() - started < 2 * alone_s + 0.3
+            final = await home.ask("calm")
+            assert final["type"] == "final"
+            ours = [message.field("request_id") == final["request_id"] for message in home.observer.messages]
+            meanwhile = home.observer.messages[ours.index(True) :]
+            before = [one for one in meanwhile if one.field("type") == "final" and one.topic.endswith("/flood/out")]
+            assert len(before) <= 2, "what ran, and the next one in turn"
         home.server.tokens_per_s = 0
         ends = [await home.observer.terminal(request_id, 60) for request_id in ids]
         assert {end.get("code") for end in ends} == {None, "busy"}
@@ -125,23 +124,23 @@ async def test_31_a_flood_does_not_starve_the_others(house: HouseFactory, qos: i
 
 
 async def test_31_many_large_requests(house: HouseFactory) -> None:
-    files = [{"name": "log.txt", "text": "x" * 6_000_000}]
+    files = [{"name": "log.txt", "text": "x" * 4_000_000}]
     async with house() as home:
         home.server.next("hang")
         await home.post("first", id="first")
-        ids = [await home.post(f"room{number}", files=files, wait=False) for number in range(20)]
+        ids = [await home.post(f"room{number}", files=files, wait=False) for number in range(15)]
         await home.observer.wait(lambda one: one.field("code") == "busy", 20)
         await home.now()
         await home.observer.publish(f"{home.base}/first/cancel", qos=0)
         codes = [(await home.observer.terminal(request_id, 30))["code"] for request_id in ids]
         assert set(codes) == {"busy", "context_overflow"}
-        assert codes.count("context_overflow") == 5
+        assert codes.count("context_overflow") == 7
         await home.well()
 
 
 async def test_31_very_many_rooms(house: HouseFactory, tmp_path: Path) -> None:
     async with house(memory_url=f"sqlite://{tmp_path}/memory.db", memory_max_conversations=100) as home:
-        for number in range(500):
+        for number in range(250):
             await home.post(f"room{number}", wait=False)
         for request_id in list(home.asked):
             await home.observer.terminal(request_id, 60)
@@ -238,7 +237,8 @@ async def test_35_what_expired_in_the_broker_does_not_come(house: HouseFactory) 
         await home.process.stop()
         await home.post("k", id="stale", MessageExpiryInterval=1)
         await home.post("k", id="fresh", MessageExpiryInterval=600)
-        await asyncio.sleep(1.6)  # the broker's own clock: there is nothing to wait for
+        gone_at = time.monotonic() + 1.6  # by the broker's clock, which counts whole seconds and gives no sign
+        await home.server.until(lambda _: time.monotonic() > gone_at)
         del home.asked["stale"]
         home.process.start()
         await home.observer.terminal("fresh")
