@@ -13,7 +13,7 @@ from piagent_daemon.contract import ProviderUse, Stage
 from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.ports import Clock, Provider
 from piagent_daemon.routing import capable
-from piagent_daemon.rung import WAKE_LOOK_S, Rung
+from piagent_daemon.rung import WAKE_LOOK_S, WAKES_S, Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.tries import Tries
 from piagent_daemon.values import ChatRequest, Delta
@@ -144,6 +144,7 @@ class Ladder:
         tries = Tries(settings.max_retries, settings.backoff_factor_s)
         rungs = self._order(call)
         self._wake_before(rungs[0], call)
+        waits_until = self._clock.monotonic() + WAKES_S
         while True:
             failures: dict[Rung, ProviderError] = {}
             for rung, following in zip(rungs, (*rungs[1:], None), strict=True):
@@ -160,12 +161,14 @@ class Ladder:
                         call.told("fallback", f"{rung.name}: {error} Asking {following.name}.")
                 else:
                     return
-            rungs = await self._wait(failures, tries, call)
+            rungs = await self._wait(failures, tries, call, waits_until)
 
-    async def _wait(self, failures: dict[Rung, ProviderError], tries: Tries, call: Call) -> list[Rung]:
-        """Return whom to ask again, after a while; raise why nobody can be."""
+    async def _wait(
+        self, failures: dict[Rung, ProviderError], tries: Tries, call: Call, waits_until: float
+    ) -> list[Rung]:
+        """Return whom to ask again, after a while; raise why nobody can be. A machine may wake up until then."""
         again = {rung: error for rung, error in failures.items() if isinstance(error, ProviderUnavailable)}
-        waking = [rung for rung in again if rung.waking]
+        waking = [rung for rung in again if rung.waking and self._clock.monotonic() < waits_until]
         if not again or not (tries.left or waking):
             raise _why(failures)
         rung, error = next(iter(again.items()))

@@ -21,6 +21,21 @@ TOML_HEAD: Final = """\
 # Those marked (reload) change with `sudo systemctl reload piagent`, the others with a restart.
 # An empty value counts as not set. A password is better kept in a file of its own: mqtt_password_file = "PATH".
 """
+TOML_TAIL: Final = """
+# Providers with a name, an address and a model of their own, in any number; `provider` names the ladder of them.
+# The first one's model and window stand in place of ollama_model_general and ctx_tokens.
+# provider = "office,ollama-cloud"
+# [providers.office]
+# kind = "ollama"
+# url = "http://192.168.1.20:11434"
+# model = "qwen2.5:14b-instruct"
+# context_tokens = 16384
+# wake = "00:11:22:33:44:55"
+# wake_address = "192.168.1.255"
+# [providers.ollama-cloud]
+# key_file = "/etc/piagent/ollama_api_key"
+# model = "gpt-oss:120b"
+"""
 
 
 def settings_table() -> str:
@@ -56,10 +71,14 @@ PARTS: Final = {"settings": settings_table, "picture": picture}
 
 def settings_toml() -> str:
     """Return an example file with every setting, each commented out."""
-    return TOML_HEAD + "".join(
-        f"\n# {row.description}{f' [{row.values}]' if row.values else ''}{' (reload)' if row.reloadable else ''}\n"
-        f"#{row.name.lower()} = {_toml_value(row)}\n"
-        for row in table()
+    return (
+        TOML_HEAD
+        + "".join(
+            f"\n# {row.description}{f' [{row.values}]' if row.values else ''}{' (reload)' if row.reloadable else ''}\n"
+            f"#{row.name.lower()} = {_toml_value(row)}\n"
+            for row in table()
+        )
+        + TOML_TAIL
     )
 
 

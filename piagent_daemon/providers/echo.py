@@ -50,8 +50,8 @@ class EchoProvider:
         return [ModelInfo(self._model, capabilities=("completion",))]
 
     async def capabilities(self, model: str) -> frozenset[str]:  # noqa: ARG002 - any name will do
-        """Plain answers and embeddings."""
-        return frozenset({"completion", "embedding"})
+        """Plain answers and embeddings; it takes images, too, and says nothing of them."""
+        return frozenset({"completion", "embedding", "vision"})
 
     async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:  # noqa: ARG002 - any name will do
         """Return eight numbers for each text, the same for the same text: no more than a stand-in for a meaning."""

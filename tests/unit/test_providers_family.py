@@ -2,15 +2,19 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from piagent_daemon.errors import ConfigError, ModelNotFound
+from piagent_daemon.errors import ConfigError, ModelNotFound, ProviderError
+from piagent_daemon.ladder import Call, Ladder
 from piagent_daemon.ports import Provider
 from piagent_daemon.providers import PROVIDERS, create, load
 from piagent_daemon.providers.config import from_settings
+from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
+from tests.fakes.doubles import FakeClock
 
 MODULES = {
     "anthropic": {"anthropic"},
@@ -111,7 +115,39 @@ async def test_echo_answers_the_rest_of_the_port() -> None:
     await provider.prime(ask())
     assert (await provider.probe("tiny")).model_found
     assert [model.name for model in await provider.models()] == ["tiny"]
-    assert await provider.capabilities("tiny") == {"completion", "embedding"}
+    assert await provider.capabilities("tiny") == {"completion", "embedding", "vision"}
     assert [step.status async for step in provider.pull("tiny")][-1] == "success"
     with pytest.raises(ModelNotFound):
         await provider.delete("tiny")
+
+
+def example() -> str:
+    """The README's provider, without the marks around it."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = readme.split("\n### Adding a provider\n")[1].split("```python\n")[1].split("```")[0]
+    assert '"shout": "piagent_daemon.providers.shout:ShoutProvider",' in readme
+    return code
+
+
+async def test_a_provider_is_added_by_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len([line for line in example().splitlines() if line]) <= 30
+    (tmp_path / "readme_shout.py").write_text(example())
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PROVIDERS, "shout", "readme_shout:ShoutProvider")
+    settings = Settings(provider="shout", ollama_model_general="loud")
+    provider: Provider = create("shout", settings)
+    clock = FakeClock()
+    ladder = Ladder([Rung(provider, clock)], lambda: settings, clock)
+    request = ask(Message("user", "turn it on"), num_predict=9)._replace(model="loud")
+    deltas = [delta async for delta in ladder.answer(request, Call("kitchen", None, "loud"))]
+    assert "".join(delta.text for delta in deltas) == "TURN IT ON "
+    assert deltas[-1].finish
+    await provider.prime(request)
+    await provider.unload("loud")
+    assert (await provider.probe("loud")).model_found
+    assert [model.name for model in await provider.models()] == ["loud"]
+    assert await provider.capabilities("loud") == {"completion"}
+    for refused in (provider.embed(["a"], "loud"), provider.delete("loud"), anext(provider.pull("loud"))):
+        with pytest.raises(ProviderError):
+            await refused
+    await ladder.aclose()

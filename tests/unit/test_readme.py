@@ -16,8 +16,9 @@ from piagent_daemon.cli import VERBS
 from piagent_daemon.doors import DOORS, hermes_words
 from piagent_daemon.doors.hermes import ACL_HERMES
 from piagent_daemon.doors.wyoming import WYOMING_PORT
+from piagent_daemon.providers.config import place
 from piagent_daemon.reporting import describe
-from piagent_daemon.settings import Settings
+from piagent_daemon.settings import Settings, load_settings
 from piagent_daemon.topics import Topics
 from tests import generated
 
@@ -216,3 +217,19 @@ def test_every_reason_of_a_door_is_explained(door: str) -> None:
 
 def test_the_changelog_knows_this_version() -> None:
     assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_example_of_a_ladder_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key").write_text("k")
+    tail = "\n".join(
+        line.removeprefix("# ") for line in generated.TOML_TAIL.splitlines() if " = " in line or "[" in line
+    )
+    for text in (*(block for block in blocks("toml") if "[providers" in block), tail):
+        (tmp_path / "piagent.toml").write_text(text.replace("/etc/piagent/ollama_api_key", "key"))
+        settings = load_settings(environ={}).settings
+        assert settings.provider == "office,ollama-cloud"
+        assert [place(name, settings).config.model for name in settings.providers] == [
+            "qwen2.5:14b-instruct",
+            "gpt-oss:120b",
+        ]
