@@ -119,6 +119,8 @@ class Observer:
     async def close(self) -> None:
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
+        # the pair that wakes its thread; paho leaves it to the garbage collector, which may find the sockets first
+        self._client._reset_sockets(sockpair_only=True)
 
     # ------------------------------------------------------------------------------------------------------ doing
 
