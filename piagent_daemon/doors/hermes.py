@@ -32,6 +32,7 @@ SIGNALS: Final = (words.HOTWORD, words.SESSION_ENDED, words.SAY_FINISHED)
 SAME_S: Final = 30.0
 """What one person said comes by several messages within this time."""
 SESSIONS: Final = 1000
+SITES: Final = 1000
 UTTERANCES: Final = 1000
 """Sentences whose end is waited for; a loudspeaker may never tell."""
 SELDOM_S: Final = 10.0
@@ -57,8 +58,8 @@ class HermesDoor:
         self._open: set[Reply] = set()
         self._asked: OrderedDict[str, tuple[words.Question, float]] = OrderedDict()
         self._speaking: OrderedDict[str, Reply] = OrderedDict()
-        self._tells = False
-        """A loudspeaker has told at least once that it has said something."""
+        self._telling: set[str] = set()
+        """Sites whose loudspeaker has told at least once that it has said something."""
         self._closed = self._denied = False
         self._seldom = Seldom(SELDOM_S)
         host.invite(self)
@@ -199,7 +200,8 @@ class HermesDoor:
     def _on_said(self, utterance_id: str) -> None:
         """Note how far somebody listened."""
         if reply := self._speaking.pop(utterance_id, None):
-            self._tells = True
+            if len(self._telling) < SITES:
+                self._telling.add(reply.asked.site)
             reply.said(utterance_id)
 
     def _on_session_ended(self, ended: words.Ended) -> None:
@@ -217,7 +219,8 @@ class HermesDoor:
         """Stop an answer; of one that is said sentence by sentence only what was heard is remembered."""
         reply.leave_session()
         if reply.ids:
-            self._intake.cancel(*reply.ids, reply.heard if self._tells and reply.in_sentences else None)
+            known = reply.in_sentences and reply.asked.site in self._telling
+            self._intake.cancel(*reply.ids, reply.heard if known else None)
 
     # -------------------------------------------------------------------------------------------------------- speaking
 
