@@ -13,7 +13,7 @@ def refusal(job: Job, config: Config, *, draining: bool) -> PiagentError | None:
     settings, asked = config.settings, job.request.agent
     if asked is not None and asked not in config.agents:
         return UnknownAgent(f'There is no agent "{asked[:64]}". Known: {", ".join(sorted(config.agents))}.')
-    if settings.models_allowed and job.model not in settings.models_allowed:
+    if settings.models_allowed and job.model and job.model not in settings.models_allowed:
         return InvalidRequest(f'The model "{job.model[:128]}" is not in MODELS_ALLOWED.')
     if job.request.files and settings.files_dir is None and any(file.path for file in job.request.files):
         return InvalidRequest("Files by path are refused: FILES_DIR is not set.")

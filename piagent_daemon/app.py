@@ -7,20 +7,24 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from piagent_daemon import __version__, doors, log, providers, settings, stores
-from piagent_daemon.admin import AdminDesk
+from piagent_daemon.admin import AdminDesk, Parts
 from piagent_daemon.agents import load_agents
 from piagent_daemon.announcer import Announcer
+from piagent_daemon.catalogue import Catalogue
 from piagent_daemon.contract import Offline
 from piagent_daemon.daemon import Daemon
 from piagent_daemon.defaults import Chooser
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.health import Reporter, Tally
+from piagent_daemon.ladder import Ladder
 from piagent_daemon.ports import Clock, FrontDoor, Intake
 from piagent_daemon.reporting import Reporting
+from piagent_daemon.rung import Rung
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Loaded, Settings
 from piagent_daemon.systemd import Notifier, memory_limit_live
@@ -44,14 +48,17 @@ def build(loaded: Loaded) -> Daemon:
     """Put the daemon together; connects to nothing yet. Raises ConfigError."""
     config = configure(loaded.settings)
     clock, notifier, tally = SystemClock(), Notifier(), Tally(SystemClock())
-    provider = providers.create(config.settings.provider, config.settings)
+    ladder = Ladder(rungs(config.settings, clock), lambda: config.settings, clock)
+    extend(ladder, config, clock)
+    provider = ladder.first
     store = stores.create(config.settings, clock)
-    assistant = Assistant(config, provider, store, Ledger(), clock)
+    assistant = Assistant(config, ladder, store, Ledger(), clock)
     scheduler = Scheduler(assistant, config, store, tally, clock)
-    watch = ProviderWatch(provider, config)
+    watch = ProviderWatch(ladder, config)
     warmup = Warmup(provider, config, lambda: scheduler.idle)
     chooser = Chooser(config, store)
-    admin = AdminDesk(config, scheduler, store, provider, chooser=chooser, warmup=warmup)
+    catalogue = Catalogue(provider, config)
+    admin = AdminDesk()
     mqtt = doors.load("mqtt")(config.settings, scheduler, admin, clock, Offline().encode())
     front: list[FrontDoor] = [mqtt, *_further_doors(config, scheduler, clock, mqtt)]
     reporting = Reporting(
@@ -65,7 +72,18 @@ def build(loaded: Loaded) -> Daemon:
         notifier=notifier,
     )
     announcer = Announcer(config, mqtt, provider, reporting.info)
-    admin.reporting = reporting
+    admin.parts = Parts(
+        config=config,
+        scheduler=scheduler,
+        store=store,
+        ladder=ladder,
+        clock=clock,
+        chooser=chooser,
+        warmup=warmup,
+        watch=watch,
+        catalogue=catalogue,
+        reporting=reporting,
+    )
     store.on_change = tally.on_reason = reporting.changed
     tally.on_end = watch.ended
 
@@ -73,13 +91,17 @@ def build(loaded: Loaded) -> Daemon:
         reporting.changed()
         announcer.changed()
 
-    def chosen() -> None:
+    def introduced() -> None:
         reporting.introduce()
         announcer.changed()
+
+    def chosen() -> None:
+        introduced()
         watch.look_soon()
         warmup.begin()
 
-    watch.on_change = changed
+    watch.on_change, watch.on_look = changed, catalogue.looked
+    catalogue.on_change, catalogue.on_arrival = introduced, chosen
     for door in front:
         door.on_change = changed
     chooser.on_change = chosen
@@ -88,14 +110,15 @@ def build(loaded: Loaded) -> Daemon:
         doors=front,
         scheduler=scheduler,
         store=store,
-        provider=provider,
+        ladder=ladder,
         reporting=reporting,
         watch=watch,
+        catalogue=catalogue,
         announcer=announcer,
         chooser=chooser,
         warmup=warmup,
         notifier=notifier,
-        reload=lambda: reload(config, loaded.path),
+        reload=lambda: reload(config, loaded.path, ladder),
     )
 
 
@@ -108,6 +131,36 @@ def _further_doors(config: Config, intake: Intake, clock: Clock, mqtt: Any) -> I
         yield doors.load("wyoming")(chosen, intake, clock, lambda: config.agents)
 
 
+def rungs(chosen: Settings, clock: Clock) -> list[Rung]:
+    """Make the providers of PROVIDER, in order. Raises ConfigError."""
+    return [_rung(name, chosen, clock) for name in dict.fromkeys(chosen.provider.split(","))]
+
+
+def extend(ladder: Ladder, config: Config, clock: Clock) -> None:
+    """Make the providers that only agents name. Raises ConfigError, and changes nothing then."""
+    made = {}
+    for agent in config.agents.values():
+        name = agent.provider
+        if name and name not in ladder.known and name not in made:
+            try:
+                made[name] = _rung(name, config.settings, clock)
+            except ConfigError as error:
+                raise ConfigError(*(f"{agent.name}.md: provider: {text}" for text in error.problems)) from None
+    for rung in made.values():
+        ladder.add(rung)
+
+
+def _rung(name: str, chosen: Settings, clock: Clock) -> Rung:
+    place = providers.config.place(name, chosen)
+    wake = None
+    if place.wake:
+        from piagent_daemon.providers.wake import send  # noqa: PLC0415 (few have a machine to wake)
+
+        wake = partial(send, place.wake)
+    made = providers.create(name, chosen)
+    return Rung(made, clock, model=place.model, context_tokens=place.context_tokens, wake=wake)
+
+
 def configure(chosen: Settings) -> Config:
     """Return settings and agents that fit each other. Raises ConfigError."""
     agents = load_agents(Path(chosen.prompts_dir) if chosen.prompts_dir else None)
@@ -117,19 +170,21 @@ def configure(chosen: Settings) -> Config:
     return Config(chosen, agents)
 
 
-async def reload(current: Config, path: Path | None) -> Config:
+async def reload(current: Config, path: Path | None, ladder: Ladder) -> Config:
     """Read settings and agents anew; what needs a restart keeps its value. Raises ConfigError."""
     loaded = await asyncio.to_thread(settings.load_settings, path)
     if names := settings.restart_needed(current.settings, loaded.settings):
         logging.getLogger("piagent").warning("only a restart changes %s", ", ".join(names))
     fresh = await asyncio.to_thread(configure, settings.reloaded(current.settings, loaded.settings))
+    extend(ladder, fresh, SystemClock())
     configure_log(fresh.settings)
     return fresh
 
 
 def configure_log(chosen: Settings) -> None:
     """Log as the settings say, and never a secret of theirs."""
-    log.configure(chosen.log_level, chosen.log_format, log.secrets_in(chosen))
+    keys = [key for table in chosen.providers.values() for key in log.secrets_in(table)]
+    log.configure(chosen.log_level, chosen.log_format, [*log.secrets_in(chosen), *keys])
 
 
 def run(loaded: Loaded) -> int:

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from piagent_daemon.announcer import Announcer
+from piagent_daemon.catalogue import Catalogue
 from piagent_daemon.defaults import Chooser
 from piagent_daemon.errors import ConfigError
-from piagent_daemon.ports import ConversationStore, FrontDoor, Provider
+from piagent_daemon.ladder import Ladder
+from piagent_daemon.ports import ConversationStore, FrontDoor
 from piagent_daemon.reporting import Reporting
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.systemd import Notifier
@@ -36,9 +38,10 @@ class Daemon:
         doors: Sequence[FrontDoor],
         scheduler: Scheduler,
         store: ConversationStore,
-        provider: Provider,
+        ladder: Ladder,
         reporting: Reporting,
         watch: ProviderWatch,
+        catalogue: Catalogue,
         announcer: Announcer,
         chooser: Chooser,
         warmup: Warmup,
@@ -49,9 +52,10 @@ class Daemon:
         self._doors = doors
         self._scheduler = scheduler
         self._store = store
-        self._provider = provider
+        self._ladder = ladder
         self._reporting = reporting
         self._watch = watch
+        self._catalogue = catalogue
         self._announcer = announcer
         self._chooser = chooser
         self._warmup = warmup
@@ -59,6 +63,7 @@ class Daemon:
         self._reload = reload
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
+        self._reloading = asyncio.Lock()
         self.stopping = asyncio.Event()
         self.hurry = asyncio.Event()
 
@@ -100,6 +105,7 @@ class Daemon:
         self._reporting.changed()
         # Only now, since both would take the processor from the way to being ready.
         self._start(self._watch.run(), "watch the model server")
+        self._start(self._catalogue.run(), "know the models")
         self._warmup.begin()
 
     async def _stop(self) -> None:
@@ -113,7 +119,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._provider.aclose()
+        await self._ladder.aclose()
         await self._store.aclose()
         log.info("stopped")
 
@@ -169,7 +175,11 @@ class Daemon:
 
     def reload(self) -> None:
         """Read settings and agents anew; what cannot be read leaves the old ones in force."""
-        self._start(self._do_reload(), "reload")
+        self._start(self._reload_in_turn(), "reload")
+
+    async def _reload_in_turn(self) -> None:
+        async with self._reloading:
+            await self._do_reload()
 
     async def _do_reload(self) -> None:
         self._notifier.reloading()

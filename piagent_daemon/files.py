@@ -32,14 +32,18 @@ def inline(request: Request, files_dir: str | None, max_image_bytes: int) -> Req
             continue
         data = read(file.path, files_dir, max(MAX_FILE_BYTES, max_image_bytes))
         if images.kind_of(data):
-            pictures.append(image(data, file.path, max_image_bytes))
+            pictures.append(_image(data, file.path, max_image_bytes))
         else:
             files.append(File(name=file.path, text=_text(data, file.path)))
     return request.model_copy(update={"files": files, "images": pictures})
 
 
-def image(data: bytes, path: str, max_image_bytes: int) -> str:
-    """Return an image as base64. Raises InvalidRequest for what is none, is broken or too large."""
+def picture(path: str, files_dir: str | None, max_image_bytes: int) -> str:
+    """Return an image below FILES_DIR as base64; blocks on the disk. Raises InvalidRequest, also for what is none."""
+    return _image(read(path, files_dir, max_image_bytes), path, max_image_bytes)
+
+
+def _image(data: bytes, path: str, max_image_bytes: int) -> str:
     if len(data) > max_image_bytes:
         raise InvalidRequest(f'The image "{path[:128]}" is larger than {max_image_bytes} bytes.')
     images.inspect(data, path[:128])

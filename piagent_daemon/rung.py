@@ -121,10 +121,10 @@ class Rung:
         self._errors[error.code] += 1
 
     def answered(self, finish: Finish, first_token_s: float, generate_s: float) -> None:
-        """Count an answer; it is well."""
-        self._failures, self.rest_until, self._woken_at = 0, 0.0, -WAKES_S
+        """Count an answer; it is well, unless that was an earlier one."""
         if finish.cached:
             return
+        self._failures, self.rest_until, self._woken_at = 0, 0.0, -WAKES_S
         self._first_token_s.append(first_token_s)
         tokens, seconds = finish.usage.completion_tokens, finish.generate_s or generate_s
         if tokens and seconds > 0:

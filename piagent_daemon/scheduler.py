@@ -14,14 +14,7 @@ from uuid import uuid4
 from piagent_daemon.admission import refusal, wants_silence
 from piagent_daemon.contract import Accepted, ErrorEvent, Event, QueueHealth
 from piagent_daemon.contract import Final as FinalEvent
-from piagent_daemon.errors import (
-    Busy,
-    Cancelled,
-    Expired,
-    InternalError,
-    PiagentError,
-    ShuttingDown,
-)
+from piagent_daemon.errors import Busy, Cancelled, Expired, InternalError, PiagentError, ShuttingDown
 from piagent_daemon.health import Tally
 from piagent_daemon.job import Job, Lane, Stamp
 from piagent_daemon.loops import LoopBreaker

@@ -75,7 +75,7 @@ class ProviderWatch:
             if event.timing.load_s > LOADED_S:
                 log.info("the model %s took %.0f s to load", event.model, event.timing.load_s)
             rung = self._ladder.known.get(event.provider, self._ladder.rungs[0])
-            if event.finish_reason != "cancelled" and rung.reason:
+            if event.finish_reason != "cancelled" and not event.cached and rung.reason:
                 self._set(rung, ProviderState(reachable=True, model_loaded=True, model_found=True), None)
         elif event.code in REASONS and not self._ladder.several:
             reachable = event.code != ProviderUnavailable.code

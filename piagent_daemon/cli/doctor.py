@@ -11,8 +11,8 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Final
 
+from piagent_daemon.checks import Finding, State, models_of
 from piagent_daemon.cli import FAILED, FINE
-from piagent_daemon.cli.checks import Finding, State
 from piagent_daemon.cli.checks.broker import check_broker
 from piagent_daemon.cli.checks.local import check_local, prompts
 from piagent_daemon.cli.checks.model import check_models
@@ -65,7 +65,7 @@ def _check(settings: Settings, note: Callable[[Finding], None], *, ask: bool) ->
     for finding in check_broker(settings):
         note(finding)
     agents, _ = prompts(settings)
-    wanted = {agent.model for agent in agents.values() if agent.model}
+    wanted = models_of(settings, agents)
 
     async def models() -> None:
         async with aclosing(check_models(settings, wanted, ask=ask)) as found:

@@ -1,20 +1,11 @@
 """How an answer looks on the terminal."""
 
 import json
-from typing import Final
 
+from piagent_daemon.checks import REMEDIES
 from piagent_daemon.cli.asking import Answer, Event
 from piagent_daemon.cli.terminal import Terminal
 from piagent_daemon.errors import DoorError
-
-REMEDIES: Final = {
-    "busy": "Try again in a moment.",
-    "timeout": "Try again; the first answer after a start takes long, as the model is loaded then.",
-    "provider_unavailable": "`piagent doctor` looks for the reason.",
-    "model_not_found": "`piagent models list` shows what is there, `piagent models pull NAME` brings a model.",
-    "unauthorized": "Check OLLAMA_API_KEY.",
-    "internal": "The daemon's log has the details: `journalctl -u piagent`.",
-}
 
 
 class Display:

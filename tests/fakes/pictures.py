@@ -21,10 +21,7 @@ def jpeg(width: int = 1, height: int = 1) -> bytes:
     frame = struct.pack(">BHHB", 8, height, width, 1) + b"\x01\x11\0"
     return (
         b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
-         b"\xff\xff\xff\xc0"
-        + struct.pack(">H", 2 + len(frame))
-        + frame
-        + b"\xff\xda\0\2\xff\xd9"
+        b"\xff\xff\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame + b"\xff\xda\0\2\xff\xd9"
     )
 
 

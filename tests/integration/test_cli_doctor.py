@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from piagent_daemon import checks
 from piagent_daemon.agents import Agent
 from piagent_daemon.cli.checks import local
 from piagent_daemon.settings import Settings
@@ -188,8 +189,8 @@ async def test_a_model_that_fails_to_answer(model_server: FakeOllama) -> None:
 
 
 def test_a_clock_that_was_never_set(tmp_path: Path) -> None:
-    assert local.clock(datetime(1970, 1, 1, tzinfo=UTC), tmp_path).state == "fail"
-    assert local.clock(datetime(2026, 11, 1, tzinfo=UTC), tmp_path).state == "ok"
+    assert checks.clock(datetime(1970, 1, 1, tzinfo=UTC), tmp_path).state == "fail"
+    assert checks.clock(datetime(2026, 11, 1, tzinfo=UTC), tmp_path).state == "ok"
 
 
 def test_a_pi_without_a_clock_of_its_own(tmp_path: Path) -> None:
@@ -197,22 +198,22 @@ def test_a_pi_without_a_clock_of_its_own(tmp_path: Path) -> None:
     model = tmp_path / "proc/device-tree/model"
     model.parent.mkdir(parents=True)
     model.write_text("Raspberry Pi 4 Model B")
-    assert local.clock(now, tmp_path).state == "warn"
+    assert checks.clock(now, tmp_path).state == "warn"
     synchronised = tmp_path / "run/systemd/timesync/synchronized"
     synchronised.parent.mkdir(parents=True)
     synchronised.touch()
-    assert local.clock(now, tmp_path).state == "ok"
+    assert checks.clock(now, tmp_path).state == "ok"
 
 
 @pytest.mark.parametrize(("tokens", "state"), [(300, "warn"), (1024, "ok")])
 def test_room_in_the_model_s_window(tokens: int, state: str) -> None:
     settings = Settings(ctx_tokens=tokens + 512, max_tokens=512)
-    assert local.context(settings, {"a": Agent(name="a", system="x" * 60)}).state == state
+    assert checks.context(settings, {"a": Agent(name="a", system="x" * 60)}).state == state
 
 
 def test_a_prompt_that_leaves_no_room() -> None:
     settings = Settings(ctx_tokens=1024, max_tokens=512)
-    assert local.context(settings, {"a": Agent(name="a", system="x" * 6000)}).state == "fail"
+    assert checks.context(settings, {"a": Agent(name="a", system="x" * 6000)}).state == "fail"
 
 
 def test_prompt_files(tmp_path: Path) -> None:
@@ -220,6 +221,7 @@ def test_prompt_files(tmp_path: Path) -> None:
     assert finding.state == "ok"
     assert "general" in agents
     assert local.prompts(Settings(default_agent="nobody"))[1].state == "fail"
+    assert local.prompts(Settings(voice_agent="nobody"))[1].state == "fail"
     (tmp_path / "broken.md").write_text("---\nnonsense: 1\n---\nHello.\n")
     agents, finding = local.prompts(Settings(prompts_dir=str(tmp_path)))
     assert (agents, finding.state) == ({}, "fail")
@@ -247,3 +249,13 @@ def test_the_memory_file(tmp_path: Path) -> None:
 def test_memory_that_needs_no_file() -> None:
     assert local.memory(Settings()).state == "ok"
     assert local.memory(Settings(enable_memory=False)).state == "ok"
+
+
+def test_wyoming_is_looked_at_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Settings(wyoming_uri="tcp://127.0.0.1:10500")
+    assert [found.state for found in local.check_local(wanted) if found.check == "wyoming"] == ["ok"]
+    assert not [found for found in local.check_local(Settings()) if found.check == "wyoming"]
+    monkeypatch.setattr(local, "find_spec", lambda _name: None)
+    finding = local.wyoming(wanted)
+    assert finding.state == "fail"
+    assert "piagent-daemon[wyoming]" in finding.remedy

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from piagent_daemon.cli.checks import Finding
+from piagent_daemon.checks import Finding
 from piagent_daemon.doors.mqtt_client import MqttClient, Received, Refused
 from piagent_daemon.errors import DoorError
 from piagent_daemon.settings import Settings

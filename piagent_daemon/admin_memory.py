@@ -1,0 +1,53 @@
+"""Admin requests about what is remembered."""
+
+from typing import Any
+
+from piagent_daemon.admin import NoParams, Parts, takes
+from piagent_daemon.contract import Noun
+
+
+class OneConversation(Noun):
+    conversation_id: str
+
+
+class SomeConversation(Noun):
+    conversation_id: str | None = None
+
+
+@takes(NoParams)
+async def conversations_list(parts: Parts, _: NoParams) -> Any:
+    """List the conversations, last used first."""
+    return {
+        "conversations": [
+            {
+                "conversation_id": row.conversation_id,
+                "turns": row.turns,
+                "agent": row.agent,
+                "last_used": row.last_used,
+            }
+            for row in await parts.store.conversations()
+        ]
+    }
+
+
+@takes(OneConversation)
+async def get(parts: Parts, params: OneConversation) -> Any:
+    """Return what is remembered of one conversation."""
+    found = await parts.store.load(params.conversation_id)
+    return {
+        "conversation_id": params.conversation_id,
+        "agent": found.agent,
+        "dropped_turns": found.dropped,
+        "turns": [
+            {"role": turn.role, "content": turn.content, "ts": turn.ts, "interrupted": turn.interrupted}
+            for turn in found.turns
+        ],
+    }
+
+
+@takes(SomeConversation)
+async def clear(parts: Parts, params: SomeConversation) -> Any:
+    """Forget one conversation, or all of them."""
+    if params.conversation_id is None:
+        return {"cleared": await parts.store.clear()}
+    return {"cleared": await parts.scheduler.reset(params.conversation_id)}

@@ -1,0 +1,138 @@
+"""Which models the server has, as `piagent/info` tells it; brings a missing one at start where PULL_MISSING says so."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from piagent_daemon.errors import Busy, PiagentError
+from piagent_daemon.ports import Provider
+from piagent_daemon.turn import Config
+from piagent_daemon.values import ModelInfo, ProviderState, PullProgress
+
+if TYPE_CHECKING:
+    from piagent_daemon.downloads import Download
+
+log = logging.getLogger("piagent.models")
+
+LIST_S: Final = 300.0
+"""Somebody may add or remove models behind our back: after so many seconds a look at the server lists them again."""
+TELL_S: Final = 0.5
+"""A download moves many times a second; those who watch it hear of it this often."""
+LOG_S: Final = 30.0
+
+
+class Catalogue:
+    """Keeps `Config.models`; downloads and removes models, one download at a time."""
+
+    def __init__(self, provider: Provider, config: Config) -> None:
+        self.on_change: Callable[[], None] = _nothing
+        """Called when the models are others than before."""
+        self.on_arrival: Callable[[], None] = _nothing
+        """Called when a model that was missing at start is there."""
+        self._provider = provider
+        self._config = config
+        self._wake = asyncio.Event()
+        self._seen: tuple[bool, bool | None] = (False, None)
+        self._listed_at: float | None = None
+        self._download: Download | None = None
+        self._complete = False
+
+    # -------------------------------------------------------------------------------------------------- what there is
+
+    def looked(self, state: ProviderState) -> None:
+        """Take what a look at the model server showed: the list is asked for when it may have changed."""
+        seen, before = (state.reachable, state.model_found), self._seen
+        self._seen = seen
+        now = asyncio.get_running_loop().time()
+        if state.reachable and (seen != before or self._listed_at is None or now - self._listed_at > LIST_S):
+            self._wake.set()
+
+    async def run(self) -> None:
+        """List the models whenever that is worth it, for ever; download what is missing, once."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.refresh()
+                if self._config.settings.pull_missing and not self._complete:
+                    await self._bring_missing()
+            except PiagentError as error:
+                log.info("%s: %s", error.code, error)
+
+    async def refresh(self) -> list[ModelInfo]:
+        """Return the server's models, as they are now. Raises ProviderError."""
+        found = await self._provider.models()
+        self._listed_at = asyncio.get_running_loop().time()
+        names = tuple(sorted({model.name for model in found}))
+        if names != self._config.models:
+            self._config.models = names
+            self.on_change()
+        return found
+
+    # ------------------------------------------------------------------------------------------------- what shall be
+
+    async def pull(self, model: str, name: str) -> AsyncGenerator[PullProgress, None]:
+        """Download a model, telling of it twice a second; `name` is for `cancel`.
+
+        Closing the generator stops the download; a later one goes on where it was. Raises Busy when another one runs,
+        Cancelled, ProviderError.
+        """
+        if self._download:
+            raise Busy(f'Another model is being downloaded: "{self._download.model}".')
+        from piagent_daemon.downloads import Download  # noqa: PLC0415 (most daemons never download)
+
+        self._download = Download(self._provider, model, name, self._config.settings)
+        try:
+            async with aclosing(self._download.steps(TELL_S)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._download = None
+        await self.refresh()
+
+    def cancel(self, name: str) -> bool:
+        """Stop the download of that name, or of the model of that name; tell whether there was one."""
+        if self._download is None or name not in {self._download.name, self._download.model}:
+            return False
+        self._download.stop()
+        return True
+
+    async def delete(self, model: str) -> None:
+        """Remove a model from the server. Raises ProviderError."""
+        await self._provider.delete(model)
+        log.info("the model %s was removed", model)
+        await self.refresh()
+
+    async def _bring_missing(self) -> None:
+        """Download the models of all agents that the server lacks.
+
+        Raises what may pass: then it is tried again when the models are listed again.
+        """
+        settings, agents = self._config.settings, self._config.agents.values()
+        for model in sorted({settings.ollama_model_general, *(agent.model for agent in agents if agent.model)}):
+            if (await self._provider.probe(model)).model_found is False:
+                try:
+                    await self._bring(model)
+                except PiagentError as error:
+                    if error.retryable:
+                        raise
+                    log.error("the model %s cannot be downloaded: %s", model, error)  # noqa: TRY400 - no defect
+        self._complete = True
+
+    async def _bring(self, model: str) -> None:
+        log.info("the model %s is missing: it is downloaded (PULL_MISSING)", model)
+        told = asyncio.get_running_loop().time()
+        async with aclosing(self.pull(model, model)) as steps:
+            async for step in steps:
+                now = asyncio.get_running_loop().time()
+                if step.total and now - told > LOG_S:
+                    told = now
+                    log.info("the model %s: %s, %d %%", model, step.status, 100 * step.completed // step.total)
+        log.info("the model %s is there", model)
+        self.on_arrival()
+
+
+def _nothing() -> None:
+    """Stand in until somebody wants to know."""
