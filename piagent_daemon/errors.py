@@ -12,8 +12,10 @@ PiagentError
 ├── ProviderError           provider_error        502
 │   ├── ProviderTimeout     timeout               504  retryable
 │   ├── ProviderUnavailable provider_unavailable  502  retryable
+│   │   └── RateLimited     provider_unavailable  502  retryable
 │   ├── ModelNotFound       model_not_found       404
-│   └── Unauthorized        unauthorized          502
+│   ├── Unauthorized        unauthorized          502
+│   └── ProviderMisconfigured (of a provider used as a library: never on the wire)
 ├── ConfigError             (exit code 78: never on the wire)
 ├── StoreError              (health `memory_not_persisted`: never on the wire)
 └── DoorError               (the broker refused or vanished: never on the wire)
@@ -131,6 +133,10 @@ class ProviderUnavailable(ProviderError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(ProviderUnavailable):
+    """The model server answers no more so often, or no more than has been paid for."""
+
+
 class ModelNotFound(ProviderError):
     """The model server does not have the model."""
 
@@ -144,6 +150,16 @@ class Unauthorized(ProviderError):
     """The model server refused the key."""
 
     code = "unauthorized"
+
+
+class ProviderMisconfigured(ProviderError):
+    """A provider cannot be made of what it was told (no such kind, no address, no key); `problems` has a line each."""
+
+    code = "config"
+
+    def __init__(self, *problems: str, status_code: int = 502) -> None:
+        super().__init__("\n".join(problems), status_code)
+        self.problems = problems
 
 
 class ConfigError(PiagentError):

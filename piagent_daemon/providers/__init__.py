@@ -1,12 +1,16 @@
 """The family of model servers: one line each, loaded only when used."""
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
-from piagent_daemon.errors import ConfigError
+from piagent_daemon.errors import ConfigError, ProviderMisconfigured
 from piagent_daemon.ports import Provider
 from piagent_daemon.providers.config import ProviderConfig, place
 from piagent_daemon.settings import Settings
+
+if TYPE_CHECKING:
+    from piagent_daemon.providers.library import Client
 
 PROVIDERS = {
     "ollama": "piagent_daemon.providers.ollama:OllamaProvider",
@@ -45,3 +49,23 @@ def create(name: str, settings: Settings) -> Provider:
         known = ", ".join(sorted({*settings.providers, *PROVIDERS}))
         raise ConfigError(f"PROVIDER: {name!r} is not one of {known}")
     return make(place(name, settings).config)
+
+
+def get_available_providers() -> list[str]:
+    """Return the kinds of provider that `create_provider` knows, in alphabetical order."""
+    return sorted(PROVIDERS)
+
+
+def create_provider(name: str, config: Mapping[str, Any] | None = None, **more: Any) -> "Client":
+    """Make a provider for use as a library (see README, *From Python*); opens no connection.
+
+    `config` and keywords say what differs from the settings: `url`, `key`, `model`, `context_tokens`, `temperature`,
+    `max_tokens`, `max_retries`, `total_timeout_s` and whatever else ProviderConfig has. Raises ProviderMisconfigured.
+    """
+    from piagent_daemon.providers.library import Client, choose  # noqa: PLC0415 (the daemon has no need of it)
+
+    chosen = choose(name, get_available_providers(), {**(config or {}), **more})
+    try:
+        return Client(make(chosen.provider), chosen)
+    except ConfigError as error:
+        raise ProviderMisconfigured(*error.problems) from None

@@ -13,6 +13,7 @@ from piagent_daemon.errors import (
     PiagentError,
     ProviderError,
     ProviderUnavailable,
+    RateLimited,
     Unauthorized,
 )
 
@@ -110,19 +111,20 @@ def _foreign(_: Fault) -> PiagentError:
 
 def busy(fault: Fault) -> PiagentError:
     """Make the error for a server that has too much to do."""
-    return passing(fault, "the model server is overloaded")
+    kind = RateLimited if fault.status == 429 else ProviderUnavailable
+    return passing(fault, "the model server is overloaded", kind)
 
 
 def _died(fault: Fault) -> PiagentError:
     return passing(fault, "the model server's runner failed")
 
 
-def passing(fault: Fault, what: str) -> PiagentError:
+def passing(fault: Fault, what: str, kind: type[ProviderUnavailable] = ProviderUnavailable) -> PiagentError:
     """Return an error that a new try or another server may cure, as long as no text was given on."""
     message = f"{what}: {fault.words or (f'status {fault.status}' if fault.status else 'without a word')}"
     if fault.started:
         return ProviderError(message)
-    return ProviderUnavailable(message, retry_after_s=fault.retry_after_s)
+    return kind(message, retry_after_s=fault.retry_after_s)
 
 
 def redirect(fault: Fault) -> PiagentError:

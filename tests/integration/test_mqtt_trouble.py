@@ -3,9 +3,7 @@
 import asyncio
 import functools
 import random
-import shutil
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from piagent_daemon.doors.mqtt import MqttDoor
 from piagent_daemon.errors import ConfigError
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import BlackHole, free_port
+from tests.fakes.certificates import make_certificates
 from tests.fakes.echo_engine import EchoEngine, make_door, open_door, until
 from tests.fakes.observer import Observer
 from tests.fakes.scripted_broker import CONNECT, PUBLISH, ScriptedBroker, packet, publish
@@ -269,23 +268,7 @@ async def test_an_answer_that_the_broker_does_not_take_blocks_nobody(new_broker:
 @pytest.fixture
 def certificates(tmp_path: Path) -> tuple[Path, Path, Path]:
     """A CA of our own and a certificate for 127.0.0.1: (CA file, certificate, key)."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    ca, ca_key, key, request, certificate = (tmp_path / name for name in ("ca.pem", "ca.key", "key", "csr", "cert.pem"))
-    extra = tmp_path / "extra"
-    extra.write_text("subjectAltName=IP:127.0.0.1\n", "utf-8")
-    new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj"]
-    commands: list[list[str | Path]] = [
-        [*new, "/CN=test CA", "-x509", "-days", "2", "-keyout", ca_key, "-out", ca],
-        [*new, "/CN=broker", "-keyout", key, "-out", request],
-        [
-            *("openssl", "x509", "-req", "-days", "2", "-in", request, "-CA", ca, "-CAkey", ca_key),
-            *("-CAcreateserial", "-extfile", extra, "-out", certificate),
-        ],
-    ]
-    for command in commands:
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
-    return ca, certificate, key
+    return make_certificates(tmp_path)
 
 
 async def test_tls(

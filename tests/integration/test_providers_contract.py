@@ -22,6 +22,7 @@ from piagent_daemon.errors import (
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
+    RateLimited,
     Unauthorized,
 )
 from piagent_daemon.ports import Provider
@@ -241,7 +242,7 @@ async def test_a_bad_key_is_refused_and_never_repeated(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("mode", "kind", "words"),
     [
-        ("429", ProviderUnavailable, "overloaded"),
+        ("429", RateLimited, "overloaded"),
         ("503", ProviderUnavailable, "overloaded"),
         ("404", ModelNotFound, "does not have the model 'chatty'"),
         ("unauthorized", Unauthorized, "refused the key"),

@@ -100,7 +100,7 @@ def test_every_event_carries_the_common_fields() -> None:
 
 def test_error_codes_are_those_of_the_contract() -> None:
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.PiagentError)]
-    never_on_the_wire = {errors.ConfigError, errors.StoreError, errors.DoorError}
+    never_on_the_wire = {errors.ConfigError, errors.StoreError, errors.DoorError, errors.ProviderMisconfigured}
     found = {kind.code: (kind("x").status_code, kind.retryable) for kind in kinds if kind not in never_on_the_wire}
     assert found == CODES
 

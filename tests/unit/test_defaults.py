@@ -21,7 +21,7 @@ from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.stores.sqlite import SqliteStore
 from piagent_daemon.turn import Assistant, Config
 from piagent_daemon.window import Ledger
-from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, ladder_of, incoming
+from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, incoming, ladder_of
 
 AGENTS = {
     "general": Agent(name="general", system="Be brief."),

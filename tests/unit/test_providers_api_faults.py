@@ -14,6 +14,7 @@ from piagent_daemon.errors import (
     PiagentError,
     ProviderError,
     ProviderUnavailable,
+    RateLimited,
     Unauthorized,
 )
 from piagent_daemon.providers import faults
@@ -75,7 +76,7 @@ def typed(kind: str, message: str) -> dict[str, Any]:
         (402, "You have exceeded your monthly included credits", ProviderUnavailable, "to be paid"),
         (429, {"message": "You exceeded your quota", "code": "insufficient_quota"}, ProviderUnavailable, "to be paid"),
         (400, typed("invalid_request_error", "Your credit balance is too low"), ProviderUnavailable, "to be paid"),
-        (429, {"message": "Rate limit reached"}, ProviderUnavailable, "overloaded: Rate limit"),
+        (429, {"message": "Rate limit reached"}, RateLimited, "overloaded: Rate limit"),
         (529, typed("overloaded_error", "Overloaded"), ProviderUnavailable, "overloaded: Overloaded"),
         (
             503,

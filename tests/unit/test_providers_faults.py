@@ -17,6 +17,7 @@ from piagent_daemon.errors import (
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
+    RateLimited,
     Unauthorized,
 )
 from piagent_daemon.providers import faults
@@ -50,7 +51,7 @@ def status(code: int, error: object = None, body: bytes = b"", retry_after: str 
         (404, "model 'tiny:latest' not found", ModelNotFound, "ollama pull tiny"),
         (401, "unauthorized", Unauthorized, "OLLAMA_API_KEY"),
         (403, "forbidden", Unauthorized, "OLLAMA_API_KEY"),
-        (429, "you have reached your limit", ProviderUnavailable, "your limit"),
+        (429, "you have reached your limit", RateLimited, "your limit"),
         (503, "server busy, please try again.  maximum pending requests exceeded", ProviderUnavailable, "overloaded"),
         (400, OVERFLOW, ContextOverflow, "1425 tokens"),
         (400, json.loads(OVERFLOW)["error"], ContextOverflow, "1425 tokens"),
