@@ -113,6 +113,7 @@ class ProviderWatch:
             self.on_look(state)
 
     async def _look_at(self, rung: Rung) -> None:
+        rests = rung.rest_until
         state = await rung.provider.probe(self._ladder.general(rung.name))
         reason = None
         if not state.reachable:
@@ -121,6 +122,8 @@ class ProviderWatch:
             reason = ModelNotFound.code
         elif state.error:
             reason = ProviderError.code
+        elif rung.rest_until > rests:
+            return  # a request failed during the look: that is newer
         if reason:
             self._ladder.rest(rung, KINDS[reason](state.error or f"{rung.name} does not answer."))
         self._set(rung, state, reason)

@@ -373,6 +373,20 @@ async def test_a_rung_that_rests_is_looked_at_when_its_rest_is_over() -> None:
     assert (watch.health.name, watch.health.reachable) == ("a", True)
 
 
+async def test_a_look_that_began_before_a_failure_does_not_hide_it() -> None:
+    house = House("a", "b")
+    watch = ProviderWatch(house.ladder, Config(house.settings, {}))
+    well, house.providers["a"].script = house.providers["a"].state, fails(Unauthorized("bad key"))
+
+    async def probe(model: str) -> ProviderState:  # noqa: ARG001 - the seam's signature
+        await house.ask()
+        return well
+
+    house.providers["a"].probe = probe  # type: ignore[method-assign]
+    await watch.look()
+    assert watch.reasons == ["unauthorized"]
+
+
 # --------------------------------------------------------------------------------------------------------------- waking
 
 
