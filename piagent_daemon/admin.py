@@ -32,7 +32,7 @@ METHODS: Final = {
     "config/get": "admin_daemon:config_get",
     "conversations/list": "admin_memory:conversations_list",
     "defaults/set": "admin_daemon:defaults_set",
-    "diagnose": "admin_diagnosis:diagnose",
+    "diagnose": "admin_checks:diagnose",
     "health": "admin_daemon:health",
     "llm/chat": "admin_llm:chat",
     "llm/embed": "admin_llm:embed",
@@ -44,7 +44,7 @@ METHODS: Final = {
     "models/pull": "admin_models:pull",
     "models/reload": "admin_models:reload",
     "models/show": "admin_models:show",
-    "provider/health": "admin_diagnosis:provider_health",
+    "provider/health": "admin_checks:provider_health",
 }
 """Method -> where it is, loaded only when used."""
 MAX_LONG: Final = 24

@@ -17,7 +17,7 @@ from piagent_daemon.topics import Topics
 
 log = logging.getLogger("piagent.mqtt")
 
-MAX_TASKS: Final = 8
+MAX_TASKS: Final = 32
 """Admin requests that run at a time; one more is answered `busy`."""
 
 

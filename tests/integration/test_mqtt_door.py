@@ -7,6 +7,7 @@ import re
 import pytest
 
 from piagent_daemon.doors import mqtt_task
+from piagent_daemon.doors.mqtt_admin import MAX_TASKS
 from tests.fakes.broker import Mosquitto
 from tests.fakes.echo_engine import EchoEngine, kill, make_door, open_door, until
 from tests.fakes.observer import Observer
@@ -213,13 +214,13 @@ async def test_too_many_admin_requests_are_busy(mosquitto: Mosquitto, base_topic
     engine = EchoEngine(gate=asyncio.Event())
     assert engine.gate
     async with open_door(mosquitto.port, engine, mqtt_base_topic=base_topic):
-        for number in range(9):
+        for number in range(MAX_TASKS + 1):
             await observer.publish(f"{base_topic}/request/slow", {"transaction": number})
         busy = await observer.wait(lambda message: message.field("status") == "error")
         assert busy.json["error"]["code"] == "busy"
-        assert busy.json["transaction"] == 8
+        assert busy.json["transaction"] == MAX_TASKS
         engine.gate.set()
-        await until(lambda: sum(message.field("status") == "ok" for message in observer.messages) == 8)
+        await until(lambda: sum(message.field("status") == "ok" for message in observer.messages) == MAX_TASKS)
 
 
 @both

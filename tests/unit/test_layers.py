@@ -55,7 +55,7 @@ LAYERS = (
         "downloads",
         "admin",
         "admin_daemon",
-        "admin_diagnosis",
+        "admin_checks",
         "admin_llm",
         "admin_memory",
         "admin_models",
