@@ -55,6 +55,7 @@ class MqttDoor:
         self._ears: set[str] = set()
         self._announced: dict[str, bytes] = {}
         self._unheard: set[str] = set()
+        self._leaving = False
         self._unsubscribed = False
         self._denied: frozenset[str] = frozenset()
         self._reported: DoorState | None = None
@@ -91,6 +92,8 @@ class MqttDoor:
 
     def announce(self, topic: str, payload: bytes) -> None:
         """Publish a retained message, now and after each reconnect; an empty one takes back what stands there."""
+        if self._leaving:
+            return  # the goodbye is the last word
         self._announced[topic] = payload
         if self._link.connected:
             self._publish_announced(topic)
@@ -125,6 +128,7 @@ class MqttDoor:
         try:
             async with asyncio.timeout(deadline_s if self._link.connected else min(deadline_s, RETURN_S)):
                 await self._link.outbox.quiet()
+                self._leaving = True
                 if self._link.connected:
                     self._announced[self._topics.health] = self._will
                     self._publish_announced(self._topics.health)

@@ -241,6 +241,26 @@ async def test_announcements_are_retained_and_come_again(mosquitto: Mosquitto, b
         assert [json.loads(message.payload)["status"] for message in observer.messages] == ["ok", "offline"]
 
 
+async def test_the_goodbye_is_the_last_word(
+    mosquitto: Mosquitto, base_topic: str, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = make_door(mosquitto.port, EchoEngine(), mqtt_base_topic=base_topic)
+    await door.start()
+    await asyncio.wait_for(door.ready(), 5)
+
+    async def late() -> None:
+        """Report health while the door closes, as the daemon's report may."""
+        door.announce(f"{base_topic}/health", b'{"status":"ok"}')
+
+    monkeypatch.setattr(door._clerk, "stop", late)
+    await door.stop(5)
+    async with Observer(mosquitto.port, base=base_topic) as newcomer:
+        await newcomer.subscribe(f"{base_topic}/health")
+        first = await newcomer.wait(lambda message: message.topic.endswith("/health"))
+    assert first.field("status") == "offline"
+    assert [one.field("status") for one in observer.on(f"{base_topic}/health")] == ["offline"]
+
+
 @both
 async def test_the_will_tells_of_a_death(mosquitto: Mosquitto, base_topic: str, protocol: str) -> None:
     engine = EchoEngine()
