@@ -158,7 +158,7 @@ async def test_choices_are_obeyed_everywhere_and_kept(
         assert (await health(house.observer))["provider"]["model"] == "llama3.2:3b"
         refused = await admin(house.observer, "defaults/set", {"agent": "nobody"})
         assert refused["error"]["code"] == "unknown_agent"
-        await process.restart(kill=True)
+        await process.restart()
         info = (await admin(house.observer, "defaults/set"))["data"]
         assert info == {"agent": "voice", "model": "llama3.2:3b", "temperature": 0.25}
         assert not house.home.complaints
