@@ -19,6 +19,9 @@ log = logging.getLogger("piagent.mqtt")
 
 MAX_TASKS: Final = 32
 """Admin requests that run at a time; one more is answered `busy`."""
+TWICE: Final = frozenset({"cancel", "in", "reset"})
+"""Methods whose topics two of our subscriptions match (`request/#`, `+/cancel`): most brokers then bring two copies."""
+TWIN_S: Final = 1.0
 
 
 class Clerk:
@@ -31,12 +34,16 @@ class Clerk:
         self._prefixes = prefixes
         self._tasks: set[asyncio.Task[None]] = set()
         self._live: dict[str, Receipt] = {}
+        self._last: Letter | None = None
 
     def take(self, letter: Letter) -> None:
         """Begin to answer one admin request."""
         method = letter.inbound.name or ""
         receipt = Receipt(self._link)
         receipt.add(letter.generation, letter.packet_id, letter.qos)
+        if method in TWICE and self._is_twin(letter):
+            receipt.settle()
+            return
         key = delivery_of(letter, None, None).key
         if letter.redelivered and key in self._live:
             self._live[key].merge(receipt)
@@ -59,6 +66,15 @@ class Clerk:
         )
         self._tasks.add(task)
         task.add_done_callback(lambda ended: self._ended(ended, key, topic, letter, receipt))
+
+    def _is_twin(self, letter: Letter) -> bool:
+        """Tell whether this is the second copy of one message; they may differ in their QoS."""
+        last, self._last = self._last, letter
+        if last is None or letter.received - last.received > TWIN_S:
+            return False
+        same = (last.topic, last.payload, last.correlation) == (letter.topic, letter.payload, letter.correlation)
+        self._last = None if same else letter
+        return same
 
     def _ended(self, task: asyncio.Task[None], key: str, topic: str, letter: Letter, receipt: Receipt) -> None:
         """Say so when the answer died by a defect; else the request would come again at each connect."""

@@ -58,12 +58,15 @@ async def ask(observer: Observer, convo: str | None, payload: str | Event, **mor
 
 
 async def admin(observer: Observer, method: str, params: Event | None = None, timeout_s: float = 5.0) -> Event:
-    """Send an admin request and return its response."""
+    """Send an admin request and return its response, the last one of a long request."""
     transaction = uuid.uuid4().hex
     await observer.publish(f"{observer.base}/request/{method}", {**(params or {}), "transaction": transaction})
     topic = f"{observer.base}/response/{method}"
     answer = await observer.wait(
-        lambda message: message.topic == topic and message.field("transaction") == transaction, timeout_s
+        lambda one: (
+            one.topic == topic and one.field("transaction") == transaction and one.field("status") != "progress"
+        ),
+        timeout_s,
     )
     response: Event = answer.json
     return response

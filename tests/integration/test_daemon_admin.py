@@ -90,6 +90,7 @@ async def test_a_request_can_be_cancelled_by_its_id_alone(
     assert (await observer.terminal("waits"))["code"] == "cancelled"
     assert await ok(observer, "cancel", {"id": "runs"}) == {"id": "runs"}
     assert (await observer.terminal("runs"))["finish_reason"] == "cancelled"
+    assert len(observer.on(f"{observer.base}/response/cancel")) == 2, "a broker may bring each of them twice"
     code, message = await failure(observer, "cancel", {"id": "runs"})
     assert (code, '"runs"' in message) == ("invalid_request", True)
 
