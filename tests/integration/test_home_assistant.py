@@ -219,6 +219,14 @@ async def test_a_new_agent_becomes_an_option(
     assert "chef:1b" in house.entity("select", "model").config["options"]
 
 
+async def test_a_new_model_becomes_an_option(daemon: DaemonFactory, house: House) -> None:
+    async with FakeOllama(pullable={"tiny:1b"}) as server:
+        await daemon(ollama_host=server.url, models_admin=True, **house.settings)
+        await house.online()
+        await house.observer.publish(f"{house.observer.base}/request/models/pull", {"model": "tiny:1b"})
+        await house.until(lambda: "tiny:1b" in house.entity("select", "model").config["options"], "the new model")
+
+
 async def test_a_stop_shows_as_one_and_a_return_too(
     daemon: DaemonFactory, model_server: FakeOllama, house: House
 ) -> None:
