@@ -106,12 +106,13 @@ class Catalogue:
         await self.refresh()
 
     async def _bring_missing(self) -> None:
-        """Download the models of all agents that the server lacks.
+        """Download the models of this server's agents that it lacks.
 
         Raises what may pass: then it is tried again when the models are listed again.
         """
-        settings, agents = self._config.settings, self._config.agents.values()
-        for model in sorted({settings.ollama_model_general, *(agent.model for agent in agents if agent.model)}):
+        ours = {None, self._provider.name}
+        named = {agent.model for agent in self._config.agents.values() if agent.model and agent.provider in ours}
+        for model in sorted({self._config.settings.ollama_model_general, *named}):
             if (await self._provider.probe(model)).model_found is False:
                 try:
                     await self._bring(model)

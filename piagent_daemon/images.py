@@ -5,8 +5,7 @@ Sources: PNG (W3C, sections 5 and 11.2.1), JPEG (ITU T.81, annex B), GIF89a (sec
 """
 
 import zlib
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from piagent_daemon.errors import InvalidRequest
 
@@ -19,8 +18,7 @@ _SEGMENTS: Final = 1000
 """A JPEG with more segments before its size was made to keep us busy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """What an image says of itself; `width` and `height` in pixels."""
 
     kind: Kind
@@ -79,6 +77,8 @@ def _jpeg(data: bytes) -> Size:
         if marker == 0xFF:  # fill
             place += 1
         elif 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
+            if data.rfind(b"\xff\xd9") < place:  # cut off: the mark of the end is missing
+                return None
             return _big(data[place + 7 : place + 9]), _big(data[place + 5 : place + 7])
         elif marker in {0xD9, 0xDA}:  # the end, or pixels without a size
             return None
@@ -102,7 +102,7 @@ def _webp(data: bytes) -> Size:
 
 
 def _gif(data: bytes) -> Size:
-    return (_little(data[6:8]), _little(data[8:10])) if len(data) >= 13 else None
+    return (_little(data[6:8]), _little(data[8:10])) if data.rfind(b";") >= 13 else None
 
 
 def _big(data: bytes) -> int:

@@ -10,6 +10,7 @@ from piagent_daemon.contract import AgentInfo, Defaults, Health, Info
 from piagent_daemon.health import Reporter, Tally
 from piagent_daemon.ports import FrontDoor, Herald
 from piagent_daemon.scheduler import Scheduler
+from piagent_daemon.settings import Settings
 from piagent_daemon.systemd import Notifier
 from piagent_daemon.topics import Topics
 from piagent_daemon.turn import Config
@@ -114,13 +115,13 @@ class Reporting:
 def describe(config: Config) -> Info:
     """Return the description of a daemon with this configuration."""
     settings, topics = config.settings, Topics(config.settings.mqtt_base_topic)
-    model = settings.ollama_model_general
+    model, first = settings.ollama_model_general, settings.provider.split(",")[0].strip()
     agents = [
         AgentInfo(
             name=agent.name,
             description=agent.description,
-            provider=agent.provider or settings.provider,
-            model=agent.model or model,
+            provider=agent.provider or first,
+            model=agent.model or _model_of(agent.provider or first, settings),
         )
         for agent in config.agents.values()
     ]
@@ -132,7 +133,7 @@ def describe(config: Config) -> Info:
         limits={name: int(getattr(settings, name)) for name in LIMITS},
         provider=settings.provider,
         model=model,
-        models=sorted({*config.models, model, *(agent.model for agent in agents)}),
+        models=sorted({*config.models, model, *(agent.model for agent in agents if agent.provider == first)}),
         topics={
             "in": topics.inbox("<convo>"),
             "out": topics.out("<convo>"),
@@ -144,3 +145,9 @@ def describe(config: Config) -> Info:
             "response": topics.response("<method>"),
         },
     )
+
+
+def _model_of(provider: str, settings: Settings) -> str:
+    """Return the model that a provider answers with where neither agent nor request names one."""
+    table = settings.providers.get(provider)
+    return (table.model if table else None) or settings.ollama_model_general

@@ -35,6 +35,14 @@ def test_a_header_that_is_cut_off_is_broken(name: str) -> None:
             inspect(data[:length], "images.3")
 
 
+@pytest.mark.parametrize("name", ["JPEG", "GIF"])
+def test_an_image_without_its_end_is_broken(name: str) -> None:
+    end = {"JPEG": b"\xff\xd9", "GIF": b";"}[name]
+    inspect(WHOLE[name] + b"trailing bytes", "images.0")
+    with pytest.raises(InvalidRequest):
+        inspect(WHOLE[name].replace(end, b""), "images.0")
+
+
 @pytest.mark.parametrize("make", [png, jpeg, gif, webp])
 def test_an_image_without_pixels_is_broken(make: object) -> None:
     assert callable(make)
