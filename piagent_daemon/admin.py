@@ -3,17 +3,14 @@
 import inspect
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from piagent_daemon.catalogue import Catalogue
-from piagent_daemon.contract import AdminError, AdminResponse, Id, Noun
+from piagent_daemon.contract import AdminError, AdminResponse
 from piagent_daemon.defaults import Chooser
 from piagent_daemon.errors import Busy, InternalError, InvalidRequest, PiagentError
 from piagent_daemon.ladder import Ladder
@@ -50,28 +47,14 @@ METHODS: Final = {
 MAX_LONG: Final = 24
 """Long requests that run at a time; the door takes some more, so that there is always room for a short one."""
 
-P = TypeVar("P", bound=Noun)
 
-
-class NoParams(Noun):
-    """The method takes nothing."""
-
-
-class Long(Noun):
-    """The parameters of a method that takes its time; `id` names the request for `cancel`."""
-
-    id: Id
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """What a long request has to tell before its answer."""
 
     data: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """What the methods work with."""
 
     config: Config
@@ -84,23 +67,6 @@ class Parts:
     watch: ProviderWatch
     catalogue: Catalogue
     reporting: Reporting
-
-
-Action = Callable[[Parts, P], Awaitable[Any] | AsyncGenerator[Any, None]]
-"""Returns the answer, or yields any number of `Progress` and then the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Method(Generic[P]):
-    """One method: the shape of its parameters, and what it does."""
-
-    shape: type[P]
-    action: Action[P]
-
-
-def takes(shape: type[P]) -> Callable[[Action[P]], Method[P]]:
-    """Make a method of a function whose parameters have this shape."""
-    return lambda action: Method(shape, action)
 
 
 class AdminDesk:
@@ -136,29 +102,27 @@ class AdminDesk:
         if name not in METHODS:
             raise InvalidRequest(f'There is no method "{name[:64]}". Known: {", ".join(METHODS)}.')
         method = load(name)
-        if issubclass(method.shape, Long):
+        if method.long:
             params.setdefault("id", _name(transaction))
-        long = issubclass(method.shape, Long)
-        if long and self._long >= MAX_LONG:
-            raise Busy("Too many long requests run; ask again in a moment.")
-        self._long += long
+            if self._long >= MAX_LONG:
+                raise Busy("Too many long requests run; ask again in a moment.")
+        self._long += method.long
         try:
-            done = method.action(self.parts, _read(method.shape, name, params))
+            done = method.action(self.parts, method.read(name, params))
             if inspect.isasyncgen(done):
                 async with aclosing(done) as steps:
                     async for step in steps:
                         yield step
             else:
-                yield await done  # type: ignore[misc] # it is no generator
+                yield await done
         finally:
-            self._long -= long
+            self._long -= method.long
 
 
-def load(name: str) -> Method[Any]:
-    """Return the method of that name in METHODS."""
+def load(name: str) -> Any:
+    """Return the method (`admin_method.Method`) of that name in METHODS."""
     module, _, attribute = METHODS[name].partition(":")
-    method: Method[Any] = getattr(import_module(f"piagent_daemon.{module}"), attribute)
-    return method
+    return getattr(import_module(f"piagent_daemon.{module}"), attribute)
 
 
 def _params(payload: bytes) -> dict[str, Any]:
@@ -177,24 +141,6 @@ def _name(transaction: Any) -> str:
     """Return what a long request is called when it has no `id`: its transaction where that can be one."""
     text = str(transaction) if isinstance(transaction, str | int) else ""
     return text if 0 < len(text) <= 128 else str(uuid4())
-
-
-def _read(shape: type[P], method: str, params: dict[str, Any]) -> P:
-    """Raises InvalidRequest, naming each parameter that is missing, unknown or bad, and never quoting a value."""
-    try:
-        return shape.model_validate(params, strict=True)
-    except ValidationError as error:
-        problems = []
-        for problem in error.errors(include_input=False, include_url=False, include_context=False)[:5]:
-            where = ".".join(str(part) for part in problem["loc"])[:64]
-            match problem["type"]:
-                case "missing":
-                    problems.append(f'the required parameter "{where}" is missing')
-                case "extra_forbidden":
-                    problems.append(f'there is no parameter "{where}"')
-                case _:
-                    problems.append(f"{where}: {problem['msg']}" if where else problem["msg"])
-        raise InvalidRequest(f"Bad parameters for {method}: {'; '.join(problems)}.") from None
 
 
 def _failure(error: PiagentError, answer: dict[str, Any]) -> AdminResponse:

@@ -12,7 +12,8 @@ from typing import Any
 from uuid import uuid4
 
 from piagent_daemon import __version__, checks
-from piagent_daemon.admin import Long, NoParams, Parts, takes
+from piagent_daemon.admin import Parts
+from piagent_daemon.admin_method import Long, NoParams, takes
 from piagent_daemon.alone import Errand
 from piagent_daemon.checks import Finding
 from piagent_daemon.contract import Options, Request

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from piagent_daemon.admin import NoParams, Parts, takes
+from piagent_daemon.admin import Parts
+from piagent_daemon.admin_method import NoParams, takes
 from piagent_daemon.contract import Id, Noun, SetDefaults
 from piagent_daemon.errors import InvalidRequest
 

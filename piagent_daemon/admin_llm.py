@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from piagent_daemon import files, wire
-from piagent_daemon.admin import Long, Parts, Progress, takes
+from piagent_daemon.admin import Parts, Progress
+from piagent_daemon.admin_method import Long, takes
 from piagent_daemon.admin_models import ModelName
 from piagent_daemon.alone import Errand
 from piagent_daemon.contract import Chunk, File, Noun, Options, Request, Status

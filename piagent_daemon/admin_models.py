@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints
 
-from piagent_daemon.admin import Long, NoParams, Parts, Progress, takes
+from piagent_daemon.admin import Parts, Progress
+from piagent_daemon.admin_method import Long, NoParams, takes
 from piagent_daemon.contract import Noun
 from piagent_daemon.errors import InvalidRequest, ModelNotFound
 from piagent_daemon.values import ModelInfo

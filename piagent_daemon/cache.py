@@ -8,9 +8,8 @@ import json
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from piagent_daemon.ports import Clock
 from piagent_daemon.values import ChatRequest, Delta, Finish
@@ -22,8 +21,7 @@ MAX_BYTES: Final = 1_048_576
 Ask = Callable[[ChatRequest], AsyncGenerator[Delta, None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A complete answer; `until` is monotonic seconds, `size` bytes."""
 
     text: str

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from piagent_daemon import admin
-from piagent_daemon.admin import MAX_LONG, METHODS, AdminDesk, Long, Method
+from piagent_daemon.admin import MAX_LONG, METHODS, AdminDesk
+from piagent_daemon.admin_method import Method
 from piagent_daemon.cli import asyncapi_document
 from piagent_daemon.errors import ProviderUnavailable
 from tests.fakes.desk import World
@@ -139,6 +140,6 @@ async def test_long_requests_leave_room_for_short_ones(world: World) -> None:
     await world.ok("llm/chat", chat)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if issubclass(admin.load(name).shape, Long)])
+@pytest.mark.parametrize("name", [name for name in METHODS if admin.load(name).long])
 def test_a_long_request_can_be_named_for_cancel(name: str) -> None:
     assert name in {"llm/chat", "llm/vision", "llm/embed", "models/pull", "diagnose"}

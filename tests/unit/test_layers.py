@@ -58,6 +58,7 @@ LAYERS = (
         "admin_checks",
         "admin_llm",
         "admin_memory",
+        "admin_method",
         "admin_models",
         "health",
         "watch",
