@@ -1,13 +1,14 @@
 """What answers `piagent/request/<method>` (contract section 5); the methods themselves are in `admin_…`."""
 
 import inspect
-import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
+
+from pydantic_core import from_json
 
 from piagent_daemon.catalogue import Catalogue
 from piagent_daemon.contract import AdminError, AdminResponse
@@ -129,9 +130,9 @@ def _params(payload: bytes) -> dict[str, Any]:
     if not payload.strip():
         return {}
     try:
-        params = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The parameters are not valid JSON.") from None
+        params = from_json(payload, allow_inf_nan=False)
+    except ValueError:
+        raise InvalidRequest("The parameters are not valid JSON in Unicode.") from None
     if not isinstance(params, dict):
         raise InvalidRequest("The parameters are not a JSON object.")
     return params

@@ -79,7 +79,10 @@ async def delete(parts: Parts, params: OneModel) -> Any:
 @takes(SomeModel)
 async def reload(parts: Parts, params: SomeModel) -> Any:
     """Have a model dropped and loaded anew."""
-    model = params.model or parts.config.settings.ollama_model_general
+    settings = parts.config.settings
+    model = params.model or settings.ollama_model_general
+    if settings.models_allowed and model not in settings.models_allowed:
+        raise InvalidRequest(f'The model "{model[:128]}" is not in MODELS_ALLOWED.')
     await parts.warmup.reload(model)
     return {"model": model}
 

@@ -1,10 +1,11 @@
 """How an answer ends: what one attempt has come to, and the figures of its `final` event."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
 
 from piagent_daemon.contract import Chunk, ContextUse, Event, Timing, Usage
 from piagent_daemon.contract import Final as FinalEvent
@@ -90,10 +91,6 @@ def timing(run: Run, finish: Finish) -> Timing:
 def parsed(reply: str) -> Any:
     """Return the JSON value in a structured answer, or None when the model gave no valid JSON."""
     try:
-        return json.loads(reply, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        return from_json(reply, allow_inf_nan=False)
+    except ValueError:
         return None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

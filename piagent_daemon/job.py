@@ -1,5 +1,6 @@
 """One request on its way through the engine, and the numbering of its events."""
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -66,6 +67,10 @@ class Job:
     sentence_ends: tuple[int, ...] = ()
     messages: tuple[Message, ...] | None = None
     work: "Callable[[Job], AsyncGenerator[Event, None]] | None" = None
+    parts: list[str] = field(default_factory=list, repr=False)
+    """The text that was streamed."""
+    alarm: asyncio.TimerHandle | None = field(default=None, repr=False)
+    """Rings when the request has waited too long."""
     _close: Callable[[], None] | None = field(default=None, repr=False)
 
     @property
@@ -79,6 +84,12 @@ class Job:
         self.spoken_index = spoken_index if self.spoken_index is None else self.spoken_index
         if self._close:
             self._close()
+
+    def disarm(self) -> None:
+        """Need no alarm any more; one that is still set would hold the whole request in memory."""
+        if self.alarm:
+            self.alarm.cancel()
+            self.alarm = None
 
     def attach(self, close: Callable[[], None]) -> None:
         """Name what has to be closed when this job is stopped."""

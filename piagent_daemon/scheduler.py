@@ -151,7 +151,7 @@ class Scheduler:
             self._ready.append(lane)
         if job.request.expires_s is not None:
             left = job.request.expires_s - (self._clock.monotonic() - job.received)
-            asyncio.get_running_loop().call_later(max(0.0, left), self._expire, lane, job)
+            job.alarm = asyncio.get_running_loop().call_later(max(0.0, left), self._expire, lane, job)
         self._dispatch()
 
     def _has_room(self, lane: Lane, job: Job) -> bool:
@@ -185,6 +185,7 @@ class Scheduler:
             job = lane.waiting.popleft()
             self._waiting -= 1
             lane.running = job
+            job.disarm()
             name = f"answer {job.request_id}"
             self._tasks[job] = asyncio.get_running_loop().create_task(self._run(lane, job), name=name)
 
@@ -289,10 +290,11 @@ class Scheduler:
         self._start_errand(self._refuse(job, why))
 
     async def _refuse(self, job: Job, why: PiagentError) -> None:
-        await self._end(job, job.failure(why))
+        await self._end(job, job.failure(why, "".join(job.parts)))
 
     async def _end(self, job: Job, event: ErrorEvent | FinalEvent) -> None:
         """Give a request that was never run its terminal event."""
+        job.disarm()
         if not job.alone:
             await self._store.commit(Outcome(job.conversation_id, job.request_id, event.encode()))
         self._live.pop((job.conversation_id, job.request_id), None)

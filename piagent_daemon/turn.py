@@ -73,7 +73,7 @@ class Assistant:
 
         Raises only what is a defect: every foreseen failure is an `error` event.
         """
-        run = Run(asyncio.get_running_loop().time(), max(0.0, self._clock.monotonic() - job.received))
+        run = Run(asyncio.get_running_loop().time(), max(0.0, self._clock.monotonic() - job.received), parts=job.parts)
         try:
             async with aclosing(self._events(job, run)) as events:
                 async for event in events:

@@ -9,6 +9,7 @@ import json
 from typing import Any, Final
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from piagent_daemon import images
 from piagent_daemon.contract import ErrorEvent, Request
@@ -28,7 +29,7 @@ def parse_request(payload: bytes, settings: Settings) -> Request:
     if len(payload) > settings.max_payload_bytes:
         raise InvalidRequest(f"The payload has {len(payload)} bytes; at most {settings.max_payload_bytes} are taken.")
     try:
-        text = payload.decode()
+        text = payload.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidRequest("The payload is not UTF-8 text.") from None
     request = _parse_object(text) if text.lstrip().startswith("{") else Request(message=_plain(text))
@@ -116,9 +117,10 @@ def check_image(image: str, name: str, limit: int) -> None:
 
 
 def _object_in(payload: bytes) -> dict[str, Any]:
+    """Return the object in a payload, if it is one that can be written again: no half characters, no endless depth."""
     try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError):
+        value = from_json(payload, allow_inf_nan=False)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -1,6 +1,7 @@
 """What the tests stand on: a real broker, a faithful model server, the daemon as a process."""
 
 import itertools
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,6 +24,17 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 DaemonFactory = Callable[..., Awaitable[DaemonProcess]]
 BrokerFactory = Callable[..., Mosquitto]
+
+
+@pytest.fixture(autouse=True)
+def _levels() -> Iterator[None]:
+    """Undo what a command that ran in this process did to the loggers."""
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in ("piagent", "httpx", "paho"))]
+    levels = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in levels:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,11 @@
 """Admin requests over MQTT: `<base>/request/<method>` in, `<base>/response/<method>` out (contract section 5)."""
 
 import asyncio
-import json
 import logging
 from contextlib import aclosing
 from typing import Any, Final
+
+from pydantic_core import from_json
 
 from piagent_daemon.contract import AdminError, AdminResponse
 from piagent_daemon.doors.mqtt_connection import JSON, Packed
@@ -120,7 +121,7 @@ def _failure(error: PiagentError, payload: bytes) -> AdminResponse:
 def _transaction(payload: bytes) -> Any:
     """Return what the asker wants echoed, however broken the rest is."""
     try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError):
+        value = from_json(payload, allow_inf_nan=False)
+    except ValueError:
         return None
     return value.get("transaction") if isinstance(value, dict) else None

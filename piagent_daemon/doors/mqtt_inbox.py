@@ -117,6 +117,8 @@ class Inbox:
         self._link.ack(self._link.generation, message.mid, message.qos)
 
     def _refuse_topic(self, topic: str) -> None:
+        if topic.startswith(self._topics.response("")):
+            return  # our own answer to `cancel` or `reset`, which our filters match, too
         self._intake.refused("topic")
         if self._seldom("topic", self._clock.monotonic()):
             log.warning("a message on %.64r is dropped: no safe topic to answer on", topic)
@@ -150,7 +152,12 @@ class Inbox:
             self._reading = True
             self._bytes -= len(letter.payload)
             await self._link.outbox.room()
-            await self._read(letter)
+            try:
+                await self._read(letter)
+            except Exception:
+                # One message that meets a defect must neither hold up the others nor come again for ever.
+                log.exception("a message on %.64r failed by a defect and is given up", letter.topic)
+                self._link.ack(letter.generation, letter.packet_id, letter.qos)
             self._reading = False
             self._moved = self._clock.monotonic()
             count += 1

@@ -18,6 +18,7 @@ from piagent_daemon.errors import (
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
+    RateLimited,
     Unauthorized,
 )
 from piagent_daemon.providers.config import from_settings
@@ -244,7 +245,7 @@ async def test_a_key_is_sent_and_userinfo_is_sent_as_such() -> None:
     ("mode", "kind", "words"),
     [
         ("404", ModelNotFound, f"ollama pull {DEFAULT_MODEL}"),
-        ("429", ProviderUnavailable, "overloaded: you have reached your limit"),
+        ("429", RateLimited, "overloaded: you have reached your limit"),
         ("503", ProviderUnavailable, "overloaded: server busy"),
         ("unauthorized", Unauthorized, "OLLAMA_API_KEY"),
         ("html502", ProviderError, "status 502"),

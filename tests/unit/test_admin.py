@@ -5,19 +5,25 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from piagent_daemon import admin
 from piagent_daemon.admin import MAX_LONG, METHODS, AdminDesk
 from piagent_daemon.admin_method import Method
 from piagent_daemon.cli import asyncapi_document
 from piagent_daemon.errors import ProviderUnavailable
-from tests.fakes.desk import World
+from tests.fakes.desk import Shop, World
 from tests.fakes.doubles import answer
 
 
 @pytest.fixture
 async def world() -> World:
     return World(mqtt_username="me", mqtt_password="hidden")
+
+
+async def test_a_transaction_in_any_script_comes_back(world: World) -> None:
+    assert (await world.ask("health", b'{"transaction": "\\ud83d\\ude00"}'))["transaction"] == "😀"
 
 
 async def test_a_transaction_comes_back(world: World) -> None:
@@ -96,6 +102,8 @@ async def test_cancel_finds_its_request(world: World) -> None:
         ("health", b"{nonsense", "not valid JSON"),
         ("health", b"[1]", "not a JSON object"),
         ("health", b"\xff", "not valid JSON"),
+        ("health", b'{"transaction": "\\uD800"}', "not valid JSON"),
+        ("health", b'{"transaction": {"\\udfff": 1}}', "not valid JSON"),
     ],
 )
 async def test_what_cannot_be_understood_is_an_error(world: World, method: str, payload: bytes, says: str) -> None:
@@ -143,3 +151,35 @@ async def test_long_requests_leave_room_for_short_ones(world: World) -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if admin.load(name).long])
 def test_a_long_request_can_be_named_for_cancel(name: str) -> None:
     assert name in {"llm/chat", "llm/vision", "llm/embed", "models/pull", "diagnose"}
+
+
+NAMES = ("id", "model", "messages", "input", "images", "image_path", "options", "stream", "stop", "format", "ask")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["m", "user", "json"]),
+    lambda part: (
+        st.lists(part, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "temperature"]) | st.text(), part, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from(sorted(METHODS)),
+    st.dictionaries(st.sampled_from([*NAMES, "transaction"]), VALUES, max_size=4) | VALUES,
+)
+def test_any_parameters_are_understood_or_refused(method: str, params: Any) -> None:
+    async def ask() -> None:
+        answer = await World(Shop("m"), models_admin=True, max_retries=0).ask(method, json.dumps(params).encode())
+        assert answer["status"] == "ok" or answer["error"]["code"] != "internal", answer
+
+    asyncio.run(ask())
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_understood_or_refused(payload: bytes) -> None:
+    async def ask() -> None:
+        answer = await World().ask("health", payload)
+        assert answer["status"] == "ok" or answer["error"]["code"] == "invalid_request"
+
+    asyncio.run(ask())

@@ -217,3 +217,9 @@ async def test_a_missing_model_is_tried_again_only_when_that_may_help(caplog: py
         await world.until(lambda: any("cannot be downloaded" in record.message for record in caplog.records))
     assert shop(world).pulled == [GENERAL, GENERAL]
     task.cancel()
+
+
+async def test_only_an_allowed_model_is_loaded_anew() -> None:
+    world = World(Shop(GENERAL), models_allowed=(GENERAL,))
+    code, says = await world.error("models/reload", {"model": "huge"})
+    assert (code, "MODELS_ALLOWED" in says) == ("invalid_request", True)

@@ -521,3 +521,18 @@ async def test_only_the_newest_conversations_are_known(monkeypatch: pytest.Monke
     world.scheduler.cancel("kitchen", spoken_index=0)
     await settled(world)
     assert not (await remembered(world))[1][1]
+
+
+async def test_an_answered_request_leaves_no_alarm_behind(world: World) -> None:
+    channel = await world.submit(expires_s=3600.0)
+    await channel.terminal()
+    asyncio.get_running_loop().call_soon(lambda: None)
+    alarms = [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+    assert not [handle for handle in alarms if handle.when() > asyncio.get_running_loop().time() + 1000]
+
+
+async def test_a_defect_in_mid_answer_gives_what_was_said(world: World) -> None:
+    world.provider.script = lambda _: [Delta("so far"), ZeroDivisionError()]
+    last = await (await world.submit()).terminal()
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.partial) == ("internal", "so far")

@@ -147,6 +147,10 @@ async def test_structured_answers_are_parsed(world: World) -> None:
     world.provider.script = lambda _: answer("{on")
     last = final(await world.ask(format={"type": "object"}))
     assert (last.data, last.reply) == (None, "{on")
+    world.provider.script = lambda _: answer('{"a": "\\ud800"}')
+    assert final(await world.ask(format="json")).data is None
+    world.provider.script = lambda _: answer("[" * 400 + "]" * 400)
+    assert final(await world.ask(format="json")).data is None
     world.provider.script = lambda _: answer("NaN")
     assert final(await world.ask(format="json")).data is None
     assert "data" not in json.loads(final(await world.ask()).encode())

@@ -155,3 +155,25 @@ def test_a_refused_request_keeps_its_id_and_metadata() -> None:
     payload = b'{"id": "r1", "metadata": {"a": 1}, "nonsense": true}'
     assert request_id_in(payload) == "r1"
     assert metadata_in(payload) == {"a": 1}
+
+
+@pytest.mark.parametrize("metadata", ['{"a": "\\ud800"}', '{"a": ' + "[" * 400 + "]" * 400 + "}"])
+def test_metadata_that_cannot_be_written_again_is_not_echoed(metadata: str) -> None:
+    payload = f'{{"message": "x", "metadata": {metadata}}}'.encode()
+    with pytest.raises(InvalidRequest):
+        parse_request(payload, SETTINGS)
+    echoed = metadata_in(payload)
+    event = refusal(Busy("full"), conversation_id="c", request_id="r", clock=FakeClock(), metadata=echoed)
+    assert event.encode()
+    assert echoed == {}
+
+
+@given(st.binary(max_size=60).map(lambda rest: b'{"message": 5, "metadata": {"a": ' + rest + b"}}"))
+def test_any_refusal_can_be_written(payload: bytes) -> None:
+    echoed, request_id = metadata_in(payload), request_id_in(payload)
+    event = refusal(Busy("x"), conversation_id="c", request_id=request_id or "r", clock=FakeClock(), metadata=echoed)
+    assert event.encode()
+
+
+def test_a_byte_order_mark_before_an_object_is_no_speech() -> None:
+    assert parse(b'\xef\xbb\xbf{"message": "hi"}').message == "hi"
