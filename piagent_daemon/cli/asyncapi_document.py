@@ -10,31 +10,11 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from piagent_daemon import __version__, contract, discovery
+from piagent_daemon import __version__, admin, contract, discovery
+from piagent_daemon.admin_method import Long
 from piagent_daemon.topics import MAX_CONVERSATION_CHARS, RESERVED, Topics
 
 Json = dict[str, Any]
-
-METHODS: Final = (
-    "agents/list",
-    "conversations/list",
-    "memory/get",
-    "memory/clear",
-    "models/list",
-    "models/show",
-    "models/pull",
-    "models/delete",
-    "models/reload",
-    "provider/health",
-    "health",
-    "config/get",
-    "defaults/set",
-    "llm/chat",
-    "llm/vision",
-    "llm/embed",
-    "cancel",
-    "diagnose",
-)
 
 _BINDING: Final = "0.2.0"
 
@@ -100,7 +80,7 @@ def _channels(topics: Topics) -> Json:
             "examples": ["kitchen"],
         }
     }
-    of_method = {"method": {"description": "The admin method; it may span two levels.", "enum": list(METHODS)}}
+    of_method = {"method": {"description": "The admin method; it may span two levels.", "enum": sorted(admin.METHODS)}}
     conversation, method = "{conversation_id}", "{method}"
     return {
         "in": _channel(topics.inbox(conversation), "Ask within a conversation.", ["request", "text"], of_conversation),
@@ -235,11 +215,7 @@ def _schemas() -> Json:
     schemas["Request"]["properties"]["text"] = {"type": "string", "description": "Alias of `message`."}
     schemas["Request"]["required"] = []
     schemas["Request"]["oneOf"] = [{"required": ["message"]}, {"required": ["text"]}]
-    schemas["AdminRequest"] = {
-        "type": "object",
-        "properties": {"transaction": {"description": "Echoed in the response."}},
-        "description": "Empty or a JSON object.",
-    }
+    schemas |= _admin_schemas()
     schemas |= _definitions([contract.AdminResponse], "serialization")
     sent = _definitions(outgoing, "serialization")
     for schema in sent.values():  # every key is always written; later versions may add some
@@ -248,6 +224,26 @@ def _schemas() -> Json:
     for schema in schemas.values():
         if schema.get("title") not in {"Request", "Options", "File", "CancelRequest"}:
             schema.pop("additionalProperties", None)
+    return schemas
+
+
+def _admin_schemas() -> Json:
+    """Return what the admin requests take: a schema for each shape of parameters, and one that names the methods."""
+    shapes = {method: admin.load(method).shape for method in sorted(admin.METHODS)}
+    schemas = _definitions(list(dict.fromkeys(shapes.values())), "validation")
+    for shape in shapes.values():
+        if issubclass(shape, Long):  # without an id it is called by its transaction
+            schema = schemas[shape.__name__]
+            schema["required"] = [name for name in schema.get("required", ()) if name != "id"]
+    schemas["AdminRequest"] = {
+        "type": "object",
+        "properties": {"transaction": {"description": "Echoed in the response."}},
+        "description": "Empty or a JSON object; its other keys are those of the method.",
+        "anyOf": [
+            {"title": method, "allOf": [{"$ref": f"#/components/schemas/{shape.__name__}"}]}
+            for method, shape in shapes.items()
+        ],
+    }
     return schemas
 
 

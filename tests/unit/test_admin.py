@@ -42,8 +42,13 @@ def test_every_method_is_where_the_table_says(name: str) -> None:
     assert method.action.__doc__
 
 
-def test_the_document_of_the_interface_names_the_same_methods() -> None:
-    assert set(asyncapi_document.METHODS) == METHODS.keys()
+def test_the_document_of_the_interface_has_the_parameters_of_every_method() -> None:
+    document = asyncapi_document.document()
+    schemas = document["components"]["schemas"]
+    assert [choice["title"] for choice in schemas["AdminRequest"]["anyOf"]] == sorted(METHODS)
+    assert document["channels"]["adminRequest"]["parameters"]["method"]["enum"] == sorted(METHODS)
+    assert schemas["Chat"]["required"] == ["model", "messages"]
+    assert "additionalProperties" not in schemas["Chat"], "it would keep the transaction out"
 
 
 async def test_memory_is_listed_shown_and_cleared(world: World) -> None:
