@@ -84,6 +84,18 @@ async def test_a_pull_is_cancelled_and_taken_up_again(daemon: DaemonFactory, obs
         assert "small:1b" in server.models
 
 
+async def test_a_pull_survives_a_killed_daemon(daemon: DaemonFactory, observer: Observer) -> None:
+    async with FakeOllama(pullable=["small:1b"], pull_step_s=0.5) as server:
+        process = await daemon(ollama_host=server.url, models_admin=True)
+        await observer.publish(f"{observer.base}/request/models/pull", {"model": "small:1b", "transaction": "t-1"})
+        await observer.wait(lambda one: one.field("status") == "progress" and one.json["data"]["completed"])
+        server.library.step_s = 0.0
+        await process.restart(kill=True)
+        await observer.wait(lambda one: one.field("transaction") == "t-1" and one.field("status") == "ok", 15)
+        assert len([record for record in server.requests if record.path == "/api/pull"]) == 2
+        assert "small:1b" in server.models
+
+
 async def test_nobody_changes_the_server_unless_that_is_allowed(
     daemon: DaemonFactory, model_server: FakeOllama, observer: Observer
 ) -> None:

@@ -287,7 +287,7 @@ async def test_a_defect_behind_the_door_does_not_make_it_deaf(
     async with open_door(mosquitto.port, engine, mqtt_base_topic=base_topic) as door:
         engine.defect = RuntimeError("a defect")
         await observer.publish(f"{base_topic}/kitchen/in", "hello")
-        await until(lambda: "died" in caplog.text)
+        await until(lambda: "failed by a defect" in caplog.text)
         engine.defect = None
         await observer.ask("kitchen", "again")
         assert door.alive
