@@ -4,7 +4,6 @@ import argparse
 import json
 
 from piagent_daemon.cli import FINE
-from piagent_daemon.cli.asyncapi_document import document
 from piagent_daemon.cli.terminal import stdout
 
 
@@ -16,6 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from piagent_daemon.cli.asyncapi_document import document  # noqa: PLC0415  it knows every admin request
+
     found = document(args.base)
     if args.yaml:
         import yaml  # noqa: PLC0415  only this form needs it
