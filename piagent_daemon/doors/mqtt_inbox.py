@@ -117,8 +117,8 @@ class Inbox:
         self._link.ack(self._link.generation, message.mid, message.qos)
 
     def _refuse_topic(self, topic: str) -> None:
-        if topic.startswith(self._topics.response("")):
-            return  # our own answer to `cancel` or `reset`, which our filters match, too
+        if topic == self._topics.response("cancel"):
+            return  # our own answer to the admin request, which our filter for cancel matches, too
         self._intake.refused("topic")
         if self._seldom("topic", self._clock.monotonic()):
             log.warning("a message on %.64r is dropped: no safe topic to answer on", topic)
