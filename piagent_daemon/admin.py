@@ -95,7 +95,7 @@ class AdminDesk:
             yield _failure(error, answer)
         except Exception:
             log.exception("admin request %.64r failed by a defect", method)
-            yield _failure(InternalError("The daemon failed on this request; its log says why."), answer)
+            yield _failure(InternalError(), answer)
 
     async def _run(self, name: str, params: dict[str, Any], transaction: Any) -> AsyncGenerator[Any, None]:
         if self.parts is None:

@@ -98,6 +98,9 @@ class ShuttingDown(PiagentError):
 class InternalError(PiagentError):
     """A defect of ours; the log has the trace."""
 
+    def __init__(self, message: str = "The daemon failed on this request; its log says why.") -> None:
+        super().__init__(message)
+
 
 class ProviderError(PiagentError):
     """The model server failed, answered nonsense or broke the stream off."""

@@ -194,7 +194,7 @@ class Scheduler:
             await self._answer(job)
         except Exception:
             log.exception("request %s failed by a defect", job.request_id)
-            await self._refuse(job, InternalError("The daemon failed on this request; its log says why."))
+            await self._refuse(job, InternalError())
         finally:
             lane.running = None
             del self._tasks[job]

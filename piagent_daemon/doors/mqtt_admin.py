@@ -83,7 +83,7 @@ class Clerk:
         self._live.pop(key, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed by a defect", task.get_name(), exc_info=error)
-            why = InternalError("The daemon failed on this request; its log says why.")
+            why = InternalError()
             self._publish(topic, letter, receipt, _failure(why, letter.payload))
 
     async def _answer(self, method: str, topic: str, letter: Letter, receipt: Receipt) -> None:

@@ -19,7 +19,7 @@ from piagent_daemon.doors.mqtt_guest import Guest
 from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of, open_letter
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies, Reply
 from piagent_daemon.doors.mqtt_task import LastingTask
-from piagent_daemon.errors import InvalidRequest, PiagentError, ShuttingDown
+from piagent_daemon.errors import InternalError, InvalidRequest, PiagentError, ShuttingDown
 from piagent_daemon.ports import Intake
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import Inbound, is_conversation_id
@@ -211,6 +211,13 @@ class Inbox:
             self._drop(letter, receipt, "own event", "is a copy of our own event")
             return
         reply = Reply(self._replies, receipt, correlation=letter.correlation)
+        try:
+            await self._hand_over(letter, receipt, reply)
+        except Exception:
+            log.exception("a request on %.64r failed by a defect", letter.topic)
+            self._refuse(letter, reply, letter.inbound.name, InternalError())
+
+    async def _hand_over(self, letter: Letter, receipt: Receipt, reply: Reply) -> None:
         conversation_id = letter.inbound.name
         try:
             reply.redirect(self._response_topic(letter))

@@ -57,7 +57,9 @@ class Outbox:
         """How many of those are at QoS 0."""
         self._bytes = 0
         self._stalled_bytes = 0
-        self._suspect: tuple[Parcel | None, int] = (None, 0)
+        self._suspects = 0
+        """How many of the next messages go one by one, since the broker may have closed the connection at one."""
+        self._blamed: tuple[Parcel | None, int] = (None, 0)
         self._roomy = asyncio.Event()
         self._roomy.set()
         self._quiet = asyncio.Event()
@@ -125,7 +127,7 @@ class Outbox:
 
     def pump(self) -> None:
         """Send what waits, as far as the broker's window goes."""
-        window = min(WINDOW, self._welcome.window)
+        window = 1 if self._suspects else min(WINDOW, self._welcome.window)
         while self._kept and self._connection and (not self._kept[0].qos or len(self._unacked) < window):
             parcel = self._kept.popleft()
             if parcel.qos:
@@ -148,6 +150,7 @@ class Outbox:
             self.pump()
 
     def _finish(self, parcel: Parcel, code: int) -> None:
+        self._suspects -= self._suspects > 0
         self._bytes -= len(parcel.payload)
         if parcel.done:
             parcel.done(code)
@@ -190,20 +193,23 @@ class Outbox:
     def take_poison(self, connection: Connection, end: End) -> bool:
         """Find the message at which the broker closes the connection again and again, and take it out.
 
-        The broker handles our messages in order, so it is the oldest one without a PUBACK. Returns whether one is under
-        suspicion: at the second loss. At the third its `done` hears POISONED; the others go on the next connection.
+        What was on its way at a quick loss goes one by one on the next connection, so that no other message is blamed
+        whose PUBACK got lost. Returns whether one message is under suspicion: at its second loss. At the third its
+        `done` hears POISONED.
         """
-        oldest = next(iter(self._unacked.values()), None)
+        under_way = list(self._unacked.values())
         innocent = end.kind != "lost" or end.lasted_s >= SHORT_S or end.code in {TAKEN_OVER, KEEPALIVE_TIMEOUT}
-        if innocent or oldest is None:
-            self._suspect = (None, 0)
+        if innocent or not under_way:
+            self._suspects, self._blamed = 0, (None, 0)
             return False
-        self._suspect = (oldest, self._suspect[1] + 1 if self._suspect[0] is oldest else 1)
-        if self._suspect[1] < POISON_LOSSES:
-            return self._suspect[1] > 1
-        log.error("the broker closed the connection %d times at one message on %.64r", POISON_LOSSES, oldest.topic)
         connection.forget()
-        del self._unacked[next(iter(self._unacked))]
         self.reclaim()
-        self._finish(oldest, POISONED)
-        return True
+        self._suspects = max(self._suspects, len(under_way))
+        blamed = under_way[0] if len(under_way) == 1 else None
+        losses = self._blamed[1] + 1 if blamed and blamed is self._blamed[0] else 1
+        self._blamed = blamed, losses
+        if blamed and losses >= POISON_LOSSES:
+            log.error("the broker closed the connection %d times at one message on %.64r", losses, blamed.topic)
+            self._kept.remove(blamed)
+            self._finish(blamed, POISONED)
+        return losses > 1

@@ -135,7 +135,8 @@ class Reply:
     def send(self, event: Event) -> None:
         """Hand over one event; see `ports.Channel`."""
         if event.terminal:
-            self._finish(event.conversation_id, event.encode())
+            if not self._terminal:
+                self._finish(event.conversation_id, event.encode())
             return
         topic, payload = self._topic or self._address(event.conversation_id), event.encode()
         if self._fits(topic, payload):

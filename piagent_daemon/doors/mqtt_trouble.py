@@ -155,8 +155,9 @@ class Reconnect:
         if end.lasted_s >= STABLE_S:
             self.duel = False
         definite = end.code == TAKEN_OVER
-        if end.poisoned:
+        if end.poisoned:  # once it is found the broker takes the others, so this is no reason to wait
             self._forget_guesses()
+            self._short_losses = min(self._short_losses, DUEL_LOSSES)
         elif definite or (end.lasted_s < SHORT_S and end.code in {0, UNSPECIFIED}):
             self._takeovers.append((now, definite))
         while self._takeovers and now - self._takeovers[0][0] > DUEL_WINDOW_S:

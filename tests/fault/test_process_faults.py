@@ -150,6 +150,7 @@ async def test_41_a_broken_configuration_at_the_start(house: HouseFactory, tmp_p
 DEFECT: Final = """
 import time
 from piagent_daemon.doors.mqtt_inbox import Inbox
+from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.turn import Assistant
 
 def broken(real, where):
@@ -162,26 +163,27 @@ def broken(real, where):
     return replaced
 
 Inbox.on_message = broken(Inbox.on_message, "[room callback]")
-Inbox._ask = broken(Inbox._ask, "[room inbox]")
+Inbox._hand_over = broken(Inbox._hand_over, "[room inbox]")
+Scheduler.submit = broken(Scheduler.submit, "[room intake]")
 Assistant.answer = broken(Assistant.answer, "[room turn]")
 """
 
 
 async def test_43_a_defect_in_one_request_stops_no_other(house: HouseFactory, tmp_path: Path) -> None:
     async with house(env=sabotage(tmp_path, DEFECT), memory_url=f"sqlite://{tmp_path}/memory.db") as home:
-        error = await home.ask("turn")
-        assert (error["code"], error["status_code"]) == ("internal", 500)
-        assert "defect" not in error["message"]
-        assert "a defect" in home.log, "the trace is in the log"
-        lost = [await home.post("callback"), await home.post("inbox")]
+        for where in ("turn", "intake", "inbox"):
+            error = await home.ask(where)
+            assert (error["code"], error["status_code"]) == ("internal", 500)
+            assert "defect" not in error["message"]
+            assert "a defect" in home.log, "the trace is in the log"
+        lost = await home.post("callback")
         await home.well()
-        assert not [one for request_id in lost for one in home.ends(request_id)]
-        # not acknowledged: a daemon without the defect answers them
+        assert not home.ends(lost)
+        # not acknowledged: a daemon without the defect answers it
         await home.process.stop()
         (tmp_path / "sabotage/sitecustomize.py").write_text("")
         home.process.start()
-        for request_id in lost:
-            assert (await home.observer.terminal(request_id))["type"] == "final"
+        assert (await home.observer.terminal(lost))["type"] == "final"
 
 
 async def test_43_a_blocked_loop_is_seen_by_the_watchdog(house: HouseFactory, tmp_path: Path) -> None:

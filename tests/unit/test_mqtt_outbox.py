@@ -6,7 +6,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from piagent_daemon.doors.mqtt_connection import Connection, Packed, Welcome
-from piagent_daemon.doors.mqtt_outbox import CROWD, POISONED, STALLED_BYTES, WINDOW, Outbox
+from piagent_daemon.doors.mqtt_outbox import CROWD, POISON_LOSSES, POISONED, STALLED_BYTES, WINDOW, Outbox
 from piagent_daemon.doors.mqtt_trouble import End
 
 QUICK = End("lost", 128, lasted_s=0.1)
@@ -165,17 +165,29 @@ def test_a_crowd_is_told_and_dissolves() -> None:
     assert not outbox.busy
 
 
-def test_poison_is_taken_out_after_three_connections() -> None:
+def test_poison_is_taken_out_after_three_connections_and_blames_nobody_else() -> None:
     outbox, connection = attached()
     codes: dict[str, int] = {}
-    for name in ("poison", "a", "b"):
+    for name in ("before", "poison", "after", "last"):
         outbox.publish(name, b"x", 1, done=lambda code, name=name: codes.update({name: code}))  # type: ignore[misc]
-    assert [outbox.take_poison(connection, QUICK) for _ in range(3)] == [False, True, True]
-    assert codes == {"poison": POISONED}
-    assert connection.forgotten == 1
+    assert not outbox.take_poison(connection, QUICK), "it may have been any of them"
     outbox.pump()
-    assert connection.topics == ["poison", "a", "b", "a", "b"]
-    assert not outbox.take_poison(connection, QUICK)
+    assert connection.topics[4:] == ["before"], "one by one"
+    outbox.on_puback(5, 0)
+    assert connection.topics[5:] == ["poison"]
+    suspicions = []
+    for _ in range(POISON_LOSSES):
+        suspicions.append(outbox.take_poison(connection, QUICK))
+        outbox.pump()
+    assert suspicions == [False, True, True]
+    assert codes == {"before": 0, "poison": POISONED}
+    assert connection.topics[6:] == ["poison", "poison", "after"]
+    outbox.on_puback(connection.next_id, 0)
+    outbox.on_puback(connection.next_id, 0)
+    assert codes == {"before": 0, "poison": POISONED, "after": 0, "last": 0}
+    for name in ("a", "b"):
+        outbox.publish(name, b"x", 1)
+    assert connection.topics[-2:] == ["a", "b"], "no longer one by one"
 
 
 def test_a_bad_network_is_no_poison() -> None:
@@ -184,8 +196,9 @@ def test_a_bad_network_is_no_poison() -> None:
     outbox.publish("t", b"x", 1, done=codes.append)
     for end in (QUICK, QUICK, End("lost", 128, lasted_s=30), QUICK, QUICK, End("failed"), QUICK, End("lost", 0x8E)):
         outbox.take_poison(connection, end)
+        outbox.pump()
     assert codes == []
-    outbox.on_puback(1, 0)
+    outbox.on_puback(connection.next_id, 0)
     assert not outbox.take_poison(connection, QUICK)
 
 
