@@ -3,8 +3,9 @@
 import itertools
 import logging
 import os
+import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,20 @@ hypothesis.settings.register_profile("quick", max_examples=12, deadline=None)
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
+# Daemons start as where they are installed: compiled once, not at each start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 DaemonFactory = Callable[..., Awaitable[DaemonProcess]]
 BrokerFactory = Callable[..., Mosquitto]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make what a test logged fit to be sent to another process: it may hold half characters."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +61,7 @@ def _no_leftovers() -> Iterator[None]:
 def _session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
     if find_mosquitto() is None:
         pytest.skip("mosquitto is not installed")
-    with Mosquitto(tmp_path_factory.mktemp("mosquitto")) as broker:
+    with Mosquitto(tmp_path_factory.mktemp("mosquitto"), persistence=False) as broker:
         yield broker
 
 

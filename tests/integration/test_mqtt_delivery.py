@@ -213,15 +213,15 @@ async def test_a_late_observer_still_gets_the_answer(
         assert final.field("reply") == "anybody there?"
 
 
-async def test_a_stop_does_not_wait_for_late_observers(mosquitto: Mosquitto, base_topic: str) -> None:
-    settings = {"mqtt_base_topic": base_topic, "mqtt_client_id": f"late-{base_topic[-12:]}"}
+async def test_a_stop_does_not_wait_for_late_observers(new_broker: BrokerFactory) -> None:
+    broker = new_broker()
     engine = EchoEngine()
-    async with Observer(mosquitto.port, base=base_topic) as observer:
-        async with open_door(mosquitto.port, engine, **settings) as door:
-            await observer.publish(f"{base_topic}/k/in", "nobody there?")
+    async with Observer(broker.port) as observer:
+        async with open_door(broker.port, engine, mqtt_client_id="late") as door:
+            await observer.publish("piagent/k/in", "nobody there?")
             await until(lambda: door._replies._late)
-        async with open_door(mosquitto.port, engine, **settings):
-            await observer.publish(f"{base_topic}/k/in", "again")
+        async with open_door(broker.port, engine, mqtt_client_id="late"):
+            await observer.publish("piagent/k/in", "again")
             await until(lambda: "again" in engine.messages)
     assert engine.messages == ["nobody there?", "again"], "the input was acknowledged"
 

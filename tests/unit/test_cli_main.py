@@ -157,39 +157,6 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
         assert process.stderr.read() == b""
 
 
-def test_a_verb_loads_no_other_verb() -> None:
-    program = (
-        "import json, sys\n"
-        "from piagent_daemon.cli import main\n"
-        "main(['asyncapi', '--help'])\n"
-        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT)
-    loaded = set(json.loads(done.stderr))
-    assert "piagent_daemon.cli.asyncapi" in loaded
-    others = {module for module, _ in VERBS.values()} - {"piagent_daemon.cli.asyncapi"}
-    assert not loaded & others
-    assert not loaded & {"paho", "httpx", "tqdm", "amqtt", "yaml", "sqlite3", "asyncio"}
-
-
-def test_run_loads_nothing_of_the_other_verbs(tmp_path: Path) -> None:
-    """The daemon's own process: it starts, finds no broker, and is asked what it loaded before it would serve."""
-    program = (
-        "import json, sys\n"
-        "from piagent_daemon import app\n"
-        "app.run = lambda loaded: print(json.dumps(sorted(sys.modules))) or 0\n"
-        "from piagent_daemon.cli import main\n"
-        "sys.exit(main([], default='run'))"
-    )
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, env=env)
-    loaded = set(json.loads(done.stdout))
-    verbs = {name for name in loaded if name.startswith("piagent_daemon.cli.")}
-    assert verbs == {"piagent_daemon.cli.run"}
-    assert "piagent_daemon.doors.mqtt_client" not in loaded
-    assert not loaded & {"tqdm", "amqtt", "readline", "http.server"}
-
-
 def test_the_script_is_main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"piagent": "piagent_daemon.cli:main"}

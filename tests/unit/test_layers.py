@@ -1,6 +1,7 @@
 """Imports point one way; libraries live where they belong."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def _level(family: str) -> int:
     pytest.fail(f"piagent_daemon.{family} has no place in the layers")
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,7 +1,5 @@
 """The table of providers, and the one that needs no server."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,15 +14,6 @@ from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
 from tests.fakes.doubles import FakeClock
 
-MODULES = {
-    "anthropic": {"anthropic"},
-    "custom": {"openai"},
-    "echo": {"echo"},
-    "llamacpp": {"openai"},
-    "ollama": {"ollama"},
-    "ollama-cloud": {"ollama"},
-    "openai": {"openai"},
-}
 KEYS = dict.fromkeys(("ollama_api_key", "openai_api_key", "anthropic_api_key", "hf_token"), "canary")
 
 
@@ -66,23 +55,6 @@ def test_a_configuration_shows_no_secret() -> None:
     config = from_settings("ollama", Settings.model_validate({"ollama_host": "http://ann:canary@box", **KEYS}))
     assert config.key == "canary"
     assert "canary" not in repr(config)
-
-
-@pytest.mark.parametrize(("kind", "modules"), sorted(MODULES.items()))
-def test_only_the_chosen_provider_is_imported(kind: str, modules: set[str]) -> None:
-    code = (
-        "import sys\nfrom piagent_daemon.providers import ProviderConfig, make\n"
-        f"make(ProviderConfig({kind!r}, {kind!r}, url='http://127.0.0.1:1'))\n"
-        "print(*(name.rpartition('.')[2] for name in sys.modules if name.startswith('piagent_daemon.providers.')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
-    assert {name.partition("_")[0] for name in loaded} & {"ollama", "openai", "anthropic", "echo"} == modules
-
-
-def test_the_echo_needs_no_http() -> None:
-    code = "import sys; from piagent_daemon.providers import load; load('echo'); print('httpx' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def ask(*messages: Message, prompt: str | None = None, **options: object) -> ChatRequest:

@@ -356,11 +356,11 @@ def test_ends_grow(pieces: list[str]) -> None:
      "? ", ". ", "a. ", ".", "a.", "“", "\"a. ", "。", "，", ",", "3. A", "- ", "=", "<t"],
 )  # fmt: skip
 def test_a_hostile_reply_takes_no_time(piece: str) -> None:
-    text = (piece * 30_000)[:30_000]
+    text = (piece * 6_000)[:6_000]
     start = time.process_time()
     spoken([text])
     spoken(text[at : at + 3] for at in range(0, len(text), 3))
-    assert time.process_time() - start < 2  # about 0.2 on a quiet machine; anything quadratic takes much longer
+    assert time.process_time() - start < 0.5  # about 0.04 on a quiet machine; anything quadratic takes much longer
 
 
 def test_it_costs_next_to_nothing() -> None:

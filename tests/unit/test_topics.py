@@ -18,7 +18,7 @@ def test_one_level_of_text_is_a_conversation(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "x" * 129, "a/b", "a+b", "#", "a\nb", "\x00", "\x7f", "\u2028", "\ufffe", "\ud800", *RESERVED]
+    "name", ["", "x" * 129, "a/b", "a+b", "#", "a\nb", "\x00", "\x7f", "\u2028", "\ufffe", "\ud800", *sorted(RESERVED)]
 )
 def test_what_has_no_safe_topic_is_no_conversation(name: str) -> None:
     assert not is_conversation_id(name)

@@ -1,0 +1,80 @@
+"""What a start loads, and what it leaves on the disk: every module costs time and memory on a Pi."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from piagent_daemon.cli import VERBS
+
+ROOT = Path(__file__).parents[2]
+MODULES = {
+    "anthropic": {"anthropic"},
+    "custom": {"openai"},
+    "echo": {"echo"},
+    "llamacpp": {"openai"},
+    "ollama": {"ollama"},
+    "ollama-cloud": {"ollama"},
+    "openai": {"openai"},
+}
+
+
+def test_a_verb_loads_no_other_verb() -> None:
+    program = (
+        "import json, sys\n"
+        "from piagent_daemon.cli import main\n"
+        "main(['asyncapi', '--help'])\n"
+        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT)
+    loaded = set(json.loads(done.stderr))
+    assert "piagent_daemon.cli.asyncapi" in loaded
+    others = {module for module, _ in VERBS.values()} - {"piagent_daemon.cli.asyncapi"}
+    assert not loaded & others
+    assert not loaded & {"paho", "httpx", "tqdm", "amqtt", "yaml", "sqlite3", "asyncio"}
+
+
+def test_run_loads_nothing_of_the_other_verbs(tmp_path: Path) -> None:
+    """The daemon's own process: it starts, finds no broker, and is asked what it loaded before it would serve."""
+    program = (
+        "import json, sys\n"
+        "from piagent_daemon import app\n"
+        "app.run = lambda loaded: print(json.dumps(sorted(sys.modules))) or 0\n"
+        "from piagent_daemon.cli import main\n"
+        "sys.exit(main([], default='run'))"
+    )
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, env=env)
+    loaded = set(json.loads(done.stdout))
+    verbs = {name for name in loaded if name.startswith("piagent_daemon.cli.")}
+    assert verbs == {"piagent_daemon.cli.run"}
+    assert "piagent_daemon.doors.mqtt_client" not in loaded
+    assert not loaded & {"tqdm", "amqtt", "readline", "http.server"}
+
+
+@pytest.mark.parametrize(("kind", "modules"), sorted(MODULES.items()))
+def test_only_the_chosen_provider_is_imported(kind: str, modules: set[str]) -> None:
+    code = (
+        "import sys\nfrom piagent_daemon.providers import ProviderConfig, make\n"
+        f"make(ProviderConfig({kind!r}, {kind!r}, url='http://127.0.0.1:1'))\n"
+        "print(*(name.rpartition('.')[2] for name in sys.modules if name.startswith('piagent_daemon.providers.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {name.partition("_")[0] for name in loaded} & {"ollama", "openai", "anthropic", "echo"} == modules
+
+
+def test_the_echo_needs_no_http() -> None:
+    code = "import sys; from piagent_daemon.providers import load; load('echo'); print('httpx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_packaged_agents_need_no_template_engine() -> None:
+    code = (
+        "import sys; from piagent_daemon.agents import load_agents; load_agents(None); print('jinja2' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert shown.stdout.strip() == "False"
