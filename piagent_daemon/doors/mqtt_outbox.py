@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 from paho.mqtt.properties import Properties
@@ -26,6 +27,8 @@ CROWD: Final = 1000
 CROWD_BYTES: Final = 16_000_000
 """Kept messages, and their bytes, above which no new requests are taken."""
 POISON_LOSSES: Final = 3
+PROBE_S: Final = 0.5
+"""Silence on a connection after a quick loss: if it is lost as well, none of our messages was the cause."""
 POISONED: Final = -1
 """What `done` hears instead of a reason code when the broker closes the connection whenever it sees the message."""
 
@@ -59,7 +62,9 @@ class Outbox:
         self._stalled_bytes = 0
         self._suspects = 0
         """How many of the next messages go one by one, since the broker may have closed the connection at one."""
-        self._blamed: tuple[Parcel | None, int] = (None, 0)
+        self._losses: dict[Parcel, int] = {}
+        """How many times in a row the connection was lost quickly with these messages on their way."""
+        self._probe: asyncio.TimerHandle | None = None
         self._roomy = asyncio.Event()
         self._roomy.set()
         self._quiet = asyncio.Event()
@@ -127,6 +132,8 @@ class Outbox:
 
     def pump(self) -> None:
         """Send what waits, as far as the broker's window goes."""
+        if self._probe:
+            return
         window = 1 if self._suspects else min(WINDOW, self._welcome.window)
         while self._kept and self._connection and (not self._kept[0].qos or len(self._unacked) < window):
             parcel = self._kept.popleft()
@@ -177,9 +184,18 @@ class Outbox:
         self._connection = connection
         self._welcome = welcome
         self._stalled_bytes = 0
+        if self._losses:
+            self._probe = asyncio.get_running_loop().call_later(PROBE_S, self._end_probe)
+
+    def _end_probe(self) -> None:
+        self._probe = None
+        self.pump()
 
     def detach(self) -> None:
         """Keep QoS 1 and drop QoS 0 until there is a connection again."""
+        if self._probe:
+            self._probe.cancel()
+            self._probe = None
         self._connection = None
         self._kept = deque(parcel for parcel in self._kept if parcel.qos)
         self.dropped += self._loose
@@ -194,22 +210,21 @@ class Outbox:
         """Find the message at which the broker closes the connection again and again, and take it out.
 
         What was on its way at a quick loss goes one by one on the next connection, so that no other message is blamed
-        whose PUBACK got lost. Returns whether one message is under suspicion: at its second loss. At the third its
-        `done` hears POISONED.
+        whose PUBACK got lost, and only after a silence, so that a rival with our client id is not taken for it.
+        Returns whether one message is under suspicion: at its second loss. At the third its `done` hears POISONED.
         """
-        under_way = list(self._unacked.values())
         innocent = end.kind != "lost" or end.lasted_s >= SHORT_S or end.code in {TAKEN_OVER, KEEPALIVE_TIMEOUT}
-        if innocent or not under_way:
-            self._suspects, self._blamed = 0, (None, 0)
+        if innocent or not self._unacked:
+            self._suspects, self._losses = 0, {}
             return False
+        self._losses = {parcel: self._losses.get(parcel, 0) + 1 for parcel in self._unacked.values()}
+        self._suspects = max(self._suspects, len(self._losses))
         connection.forget()
         self.reclaim()
-        self._suspects = max(self._suspects, len(under_way))
-        blamed = under_way[0] if len(under_way) == 1 else None
-        losses = self._blamed[1] + 1 if blamed and blamed is self._blamed[0] else 1
-        self._blamed = blamed, losses
-        if blamed and losses >= POISON_LOSSES:
-            log.error("the broker closed the connection %d times at one message on %.64r", losses, blamed.topic)
-            self._kept.remove(blamed)
-            self._finish(blamed, POISONED)
+        worst, losses = max(self._losses.items(), key=itemgetter(1))
+        if len(self._losses) == 1 and losses >= POISON_LOSSES:
+            log.error("the broker closed the connection %d times at one message on %.64r", losses, worst.topic)
+            self._losses = {}
+            self._kept.remove(worst)
+            self._finish(worst, POISONED)
         return losses > 1

@@ -1,10 +1,13 @@
 """What is kept for the broker, what is dropped, and in which order it goes."""
 
+import asyncio
 from typing import Any
 
+import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from piagent_daemon.doors import mqtt_outbox
 from piagent_daemon.doors.mqtt_connection import Connection, Packed, Welcome
 from piagent_daemon.doors.mqtt_outbox import CROWD, POISON_LOSSES, POISONED, STALLED_BYTES, WINDOW, Outbox
 from piagent_daemon.doors.mqtt_trouble import End
@@ -165,29 +168,49 @@ def test_a_crowd_is_told_and_dissolves() -> None:
     assert not outbox.busy
 
 
-def test_poison_is_taken_out_after_three_connections_and_blames_nobody_else() -> None:
+async def test_poison_is_taken_out_after_three_connections_and_blames_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mqtt_outbox, "PROBE_S", 0)
     outbox, connection = attached()
     codes: dict[str, int] = {}
+
+    async def lose() -> bool:
+        outbox.detach()
+        suspicion = outbox.take_poison(connection, QUICK)
+        outbox.attach(connection, Welcome(session_present=True))
+        await asyncio.sleep(0.01)
+        outbox.pump()
+        return suspicion
+
     for name in ("before", "poison", "after", "last"):
         outbox.publish(name, b"x", 1, done=lambda code, name=name: codes.update({name: code}))  # type: ignore[misc]
-    assert not outbox.take_poison(connection, QUICK), "it may have been any of them"
-    outbox.pump()
+    assert not await lose(), "it may have been any of them"
     assert connection.topics[4:] == ["before"], "one by one"
     outbox.on_puback(5, 0)
     assert connection.topics[5:] == ["poison"]
-    suspicions = []
-    for _ in range(POISON_LOSSES):
-        suspicions.append(outbox.take_poison(connection, QUICK))
-        outbox.pump()
-    assert suspicions == [False, True, True]
+    assert [await lose(), await lose()] == [True, True]
     assert codes == {"before": 0, "poison": POISONED}
-    assert connection.topics[6:] == ["poison", "poison", "after"]
+    assert connection.topics[6:] == ["poison", "after"]
     outbox.on_puback(connection.next_id, 0)
     outbox.on_puback(connection.next_id, 0)
     assert codes == {"before": 0, "poison": POISONED, "after": 0, "last": 0}
     for name in ("a", "b"):
         outbox.publish(name, b"x", 1)
     assert connection.topics[-2:] == ["a", "b"], "no longer one by one"
+
+
+async def test_a_rival_is_not_taken_for_poison() -> None:
+    outbox, connection = attached()
+    codes: list[int] = []
+    outbox.publish("answer", b"x", 1, done=codes.append)
+    for _ in range(3 * POISON_LOSSES):
+        outbox.detach()
+        assert not outbox.take_poison(connection, QUICK)
+        outbox.attach(connection, Welcome(session_present=True))
+        outbox.pump()
+    assert codes == []
+    assert set(connection.topics) == {"answer"}
 
 
 def test_a_bad_network_is_no_poison() -> None:
