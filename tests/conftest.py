@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -89,7 +90,7 @@ def new_broker(tmp_path: Path) -> Iterator[BrokerFactory]:
     yield make
     for broker in brokers:
         if broker.running:
-            broker.kill()
+            broker.end(signal.SIGKILL)
 
 
 @pytest.fixture
