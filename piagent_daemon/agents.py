@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -31,7 +31,7 @@ class Agent:
     description: str = ""
     provider: str | None = None
     model: str | None = None
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
     stream: bool | Sentences | None = None
     interrupt: bool = False
     think: bool | str | None = None
@@ -58,12 +58,12 @@ class Filler(BaseModel):
 class FrontMatter(BaseModel):
     """What may stand between the two `---` lines."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     description: Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)] = ""
     provider: Word | None = None
     model: Word | None = None
-    options: Options = Options()
+    options: Options = Field(default_factory=Options)
     stream: bool | Sentences | None = None
     interrupt: bool = False
     think: bool | Literal["low", "medium", "high", "max"] | None = None

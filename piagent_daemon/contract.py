@@ -68,7 +68,7 @@ class Request(Noun):
     stream: bool | Sentences | None = None
     interrupt: bool | None = None
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    options: Options = Options()
+    options: Options = Field(default_factory=Options)
     format: Literal["json"] | dict[str, Any] | None = None
     images: list[str] = []
     files: list[File] = []

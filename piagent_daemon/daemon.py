@@ -84,7 +84,6 @@ class Daemon:
             await door.start()
         self._start(self._announce_ready(), "announce ready")
         self._start(self._reporting.run(), "report health")
-        self._start(self._announcer.run(), "tell Home Assistant")
         self._start(self._sweep(), "sweep the memory")
         self._start(self._ping(), "ping the watchdog")
         try:
@@ -103,7 +102,8 @@ class Daemon:
                     log.warning("not everything is there yet: %s", door.state.detail)
         self._notifier.ready()
         self._reporting.changed()
-        # Only now, since both would take the processor from the way to being ready.
+        # Only now, since these load the HTTP client, which would take the processor from the way to being ready.
+        self._start(self._announcer.run(), "tell Home Assistant")
         self._start(self._watch.run(), "watch the model server")
         self._start(self._catalogue.run(), "know the models")
         self._warmup.begin()

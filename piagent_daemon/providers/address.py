@@ -8,8 +8,6 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-import httpx
-
 from piagent_daemon.errors import ConfigError
 
 DEFAULT_PORT = 11434
@@ -64,11 +62,20 @@ def parse_address(text: str, setting: str = "OLLAMA_HOST", default_port: int = D
         path=f"/{path}" if path else "",
         userinfo=unquote(userinfo),
     )
-    try:
-        _ = httpx.URL(address.url).host  # decodes it
-    except (httpx.InvalidURL, ValueError):  # an international name that only looks like one
-        raise ConfigError(f"{setting}: {host[:64]!r} is not a host name") from None
+    if "xn--" in address.host and not _is_international(address.url):
+        raise ConfigError(f"{setting}: {host[:64]!r} is not a host name")
     return address
+
+
+def _is_international(url: str) -> bool:
+    """Tell whether httpx can decode the name of a host, or whether it only looks like an international one."""
+    import httpx  # noqa: PLC0415 (few have such a name, and the daemon starts without httpx)
+
+    try:
+        _ = httpx.URL(url).host
+    except (httpx.InvalidURL, ValueError):
+        return False
+    return True
 
 
 def _split(hostport: str, setting: str) -> tuple[str, str]:

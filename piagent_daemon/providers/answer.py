@@ -6,14 +6,16 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from piagent_daemon.contract import Usage
 from piagent_daemon.errors import PiagentError, ProviderError, ProviderTimeout, ProviderUnavailable
-from piagent_daemon.providers.client import LineStream
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.values import ChatRequest, Delta, Finish, Message, ProviderState
+
+if TYPE_CHECKING:
+    from piagent_daemon.providers.client import LineStream
 
 log = logging.getLogger("piagent.providers")
 
@@ -32,7 +34,7 @@ Heard = tuple[str, str, Finish | Failure | None]
 """Text, thinking, and how the answer ended when it did."""
 Hear = Callable[[Sequence[dict[str, Any]]], Heard]
 """Understands the next objects of an answer, up to and with the one that ends it."""
-Opening = Callable[[ChatRequest, Deadlines], AbstractAsyncContextManager[tuple[LineStream, Hear]]]
+Opening = Callable[[ChatRequest, Deadlines], AbstractAsyncContextManager[tuple["LineStream", Hear]]]
 """Asks the server; leaving the context closes the connection."""
 
 

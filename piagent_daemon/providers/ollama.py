@@ -4,16 +4,20 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from piagent_daemon.errors import ConfigError, ProviderError
 from piagent_daemon.providers import ollama_wire as wire
 from piagent_daemon.providers.address import parse_address
 from piagent_daemon.providers.answer import Failure, Hear, Heard, look, read_prompt, relay, vectors
-from piagent_daemon.providers.client import Http, LineStream
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA_RULES, Site, model_not_found
 from piagent_daemon.values import ChatRequest, Delta, ModelInfo, ProviderState, PullProgress
+
+if TYPE_CHECKING:
+    from piagent_daemon.providers.client import Http, LineStream
 
 log = logging.getLogger("piagent.ollama")
 
@@ -45,18 +49,24 @@ class OllamaProvider:
             "is its name right, and does the cloud still have it?" if cloud else "run `ollama pull {model}`",
             "Is this machine online?" if cloud else f"Is it running, and is {config.url_setting} right?",
         )
-        address = parse_address(config.url or (CLOUD if cloud else HERE), config.url_setting)
-        self._http = Http(address, config, site=self._site)
+        self._address = parse_address(config.url or (CLOUD if cloud else HERE), config.url_setting)
         self._capabilities: dict[str, frozenset[str]] = {}
         self._windows: dict[str, int] = {}
         self._unthinking: set[str] = set()
+
+    @cached_property
+    def _http(self) -> "Http":
+        """The server and the connections to it; made when first needed, since READY need not wait for httpx."""
+        from piagent_daemon.providers.client import Http  # noqa: PLC0415
+
+        return Http(self._address, self._config, site=self._site)
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Stream one answer (`answer.relay`)."""
         return relay(self._ask, request, self._config)
 
     @asynccontextmanager
-    async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple[LineStream, Hear], None]:
+    async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple["LineStream", Hear], None]:
         self._windows[wire.canonical(request.model)] = request.context_tokens
         path, body = wire.chat_body(request, await self._think(request), self._keep_alive)
         async with self._http.stream(path, body, deadlines, model=request.model) as stream:

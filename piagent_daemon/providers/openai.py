@@ -4,20 +4,23 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from piagent_daemon.errors import ConfigError, ProviderError
 from piagent_daemon.providers import openai_wire as wire
 from piagent_daemon.providers.address import Address, parse_address
 from piagent_daemon.providers.answer import Hear, look, read_prompt, relay, vectors
 from piagent_daemon.providers.api_rules import API_RULES
-from piagent_daemon.providers.client import Http, LineStream
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import Site, model_not_found
 from piagent_daemon.providers.openai_presets import PRESETS, Preset
 from piagent_daemon.providers.refusals import Refusals
 from piagent_daemon.values import ChatRequest, Delta, ModelInfo, ProviderState, PullProgress
+
+if TYPE_CHECKING:
+    from piagent_daemon.providers.client import Http, LineStream
 
 log = logging.getLogger("piagent.openai")
 
@@ -34,7 +37,7 @@ class OpenAIProvider:
         self.name = config.name
         self._config = config
         self._preset = preset = PRESETS[config.kind]
-        address = _address(config, preset)
+        self._address = address = _address(config, preset)
         self._here = address.scheme == "http"
         self._site = Site(
             API_RULES,
@@ -43,18 +46,24 @@ class OpenAIProvider:
             preset.missing,
             f"Is it running, and is {config.url_setting} right?" if self._here else "Is this machine online?",
         )
-        self._http = Http(address, config, site=self._site)
         self._root = replace(address, path=address.path.removesuffix("/v1")).url
         self._refusals = Refusals(wire.OPTIONAL)
         self._capabilities: dict[str, frozenset[str]] = {}
         self._ignored: set[str] = set()
+
+    @cached_property
+    def _http(self) -> "Http":
+        """The server and the connections to it; made when first needed, since READY need not wait for httpx."""
+        from piagent_daemon.providers.client import Http  # noqa: PLC0415
+
+        return Http(self._address, self._config, site=self._site)
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Stream one answer (`answer.relay`). A field that the model refuses is left out from then on."""
         return relay(self._ask, request, self._config)
 
     @asynccontextmanager
-    async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple[LineStream, Hear], None]:
+    async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple["LineStream", Hear], None]:
         for name in wire.unknown_options(request, self._preset) - self._ignored:
             self._ignored.add(name)
             log.warning("%s does not know the option %s: it is left out", self.name, name)

@@ -9,13 +9,15 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from piagent_daemon.errors import ProviderError
-from piagent_daemon.providers.client import Http, LineStream
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.sse import SseReader
+
+if TYPE_CHECKING:
+    from piagent_daemon.providers.client import Http, LineStream
 
 log = logging.getLogger("piagent.providers")
 
@@ -43,8 +45,8 @@ class Refusals:
 
     @asynccontextmanager
     async def ask(
-        self, http: Http, path: str, build: Build, deadlines: Deadlines, *, model: str, config: ProviderConfig
-    ) -> AsyncGenerator[LineStream, None]:
+        self, http: "Http", path: str, build: Build, deadlines: Deadlines, *, model: str, config: ProviderConfig
+    ) -> AsyncGenerator["LineStream", None]:
         """Post what `build` makes and hand out the events of the answer; ask again without what was refused."""
         while True:
             body = build(self._left_out.get(model, frozenset()))
