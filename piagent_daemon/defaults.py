@@ -7,8 +7,7 @@ counts. Where the store keeps conversations on disk, it keeps the choices, too.
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -27,8 +26,7 @@ NOTE: Final = "defaults"
 """The store's name for the choices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """`value` stands in place of the setting, as long as that is `instead_of`."""
 
     value: Any

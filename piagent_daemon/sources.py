@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from piagent_daemon.problems import line_of, nearest
 
@@ -18,8 +18,7 @@ MAX_FILE_BYTES: Final = 256 * 1024
 _NOT_SETTINGS: Final = re.compile(r"PIAGENT_(CONFIG|TEST_\w*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """One value as it stands somewhere, and where a person finds it."""
 
     value: Any
@@ -43,8 +42,7 @@ def read_text(path: Path) -> str:
         raise ValueError("is not UTF-8 text") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
+class Tables(NamedTuple):
     """What the TOML file at `path` with this `text` has as `providers`."""
 
     path: Path

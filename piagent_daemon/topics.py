@@ -4,9 +4,8 @@ Source: contract section 1; MQTT 5.0 section 4.7 (topic names and filters), 1.5.
 """
 
 import unicodedata
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 RESERVED: Final = frozenset({"request", "response", "tool", "health", "info", "in"})
@@ -55,8 +54,7 @@ def is_publishable(topic: str) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Inbound:
+class Inbound(NamedTuple):
     """What an incoming topic means: `kind` is in, cancel, reset or request; `name` the conversation or the method.
 
     `name` is None for `<base>/in`.
@@ -66,8 +64,7 @@ class Inbound:
     name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Topics:
+class Topics(NamedTuple):
     """All topic names below one base topic, which may have several levels."""
 
     base: str

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from piagent_daemon import ending, files, prompt, window
 from piagent_daemon.agents import Agent
@@ -48,8 +48,7 @@ class Config:
     """What the model server has, as far as is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What is sent: `drop` remembered turns are left out; `estimate` tokens in all, `history` of them remembered."""
 
     request: ChatRequest

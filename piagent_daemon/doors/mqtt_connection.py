@@ -10,8 +10,7 @@ import logging
 import socket
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -57,8 +56,7 @@ class Packed(Properties):
 JSON: Final = Packed()
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
+class Welcome(NamedTuple):
     """What the CONNACK said; `max_packet` in bytes, `window` in unacknowledged messages."""
 
     session_present: bool

@@ -1,9 +1,8 @@
 """One message as the broker brought it, and what its topic and properties mean. Pure."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 import paho.mqtt.client as paho
 
@@ -12,8 +11,7 @@ from piagent_daemon.topics import Inbound, Topics, is_publishable
 from piagent_daemon.values import Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+class Letter(NamedTuple):
     """A message on one of our topics. `received` is monotonic; `generation` is that of the connection it came on."""
 
     topic: str

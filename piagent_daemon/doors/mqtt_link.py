@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import ssl
-from dataclasses import replace
 from typing import Final, Protocol
 
 import paho.mqtt.client as paho
@@ -109,7 +108,7 @@ class Link:
             if self._closing:
                 return
             if self.outbox.take_poison(self._connection, end):
-                end = replace(end, poisoned=True)
+                end = end._replace(poisoned=True)
             protocol, duel = self._reconnect.protocol, self._reconnect.duel
             delay_s = self._reconnect.after(end, loop.time())
             self._say(end, protocol)

@@ -8,8 +8,7 @@ import random
 import socket
 import ssl
 from collections import deque
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from piagent_daemon.backoff import full_jitter
 
@@ -58,8 +57,7 @@ LIMIT_S: Final = 30.0
 CREDENTIALS_LIMIT_S: Final = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How a try to be connected ended.
 
     `failed`: no connection (`error`); `unheard`: closed or silent before the CONNACK; `refused`: a CONNACK that says no

@@ -1,6 +1,7 @@
 """What one provider is told, whichever settings it came from."""
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from piagent_daemon.settings import Settings
 
@@ -41,16 +42,14 @@ class ProviderConfig:
     key_setting: str = ANY[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(NamedTuple):
     """A machine that sleeps: 12 hexadecimal digits of its MAC address, and where the magic packet goes (UDP)."""
 
     mac: str
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """One provider of PROVIDER or of an agent, and what its table says beyond `config`, None where it says nothing."""
 
     config: ProviderConfig

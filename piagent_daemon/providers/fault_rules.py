@@ -5,7 +5,7 @@ Source: Ollama's words as measured against 0.33 (llama-server's JSON comes neste
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from piagent_daemon.errors import (
     ContextOverflow,
@@ -18,8 +18,7 @@ from piagent_daemon.errors import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """How messages speak of one server: which settings cure what, and what to do about a model that it lacks."""
 
     rules: "tuple[Rule, ...]"
@@ -29,8 +28,7 @@ class Site:
     unreached: str = "Is it running, and is OLLAMA_HOST right?"
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """What a server said. `status` is None for an error line inside a stream; `started`: text was already given on.
 
     `kind` has the words that machines read (`type`, `code`), `words` those for people.
@@ -49,8 +47,7 @@ class Fault:
 Make = Callable[[Fault], PiagentError]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """Applies when the status is one of `statuses` (empty: any) and `words` is found in what the server said."""
 
     statuses: tuple[int | None, ...]

@@ -4,6 +4,7 @@ Kept apart from them so that both have the same meaning, and so that a store on 
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
@@ -15,8 +16,7 @@ NoteRow = tuple[str, bytes]
 """A name, and what was noted under it; b"" is nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """What a file has to take over, as one transaction. `wipe`: it first forgets everything it has.
 
     `durable`: a power cut must not undo it.
