@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Self
 
+from tests.fakes.streams import settle
+
 MAX_HEAD_BYTES = 65_536
 JSON_TYPE = "application/json; charset=utf-8"
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -213,12 +215,13 @@ class HttpServer:
             return
         server, self._server = self._server, None
         server.close()
+        await settle()
         for connection in list(self.connections):
             connection.cut()
         tasks = [connection.task for connection in list(self.connections) if connection.task]
         if tasks:
             await asyncio.wait(tasks, timeout=2)
-        await asyncio.sleep(0)
+        await settle()
         if self.defects:
             raise self.defects.pop()
 

@@ -1,53 +1,32 @@
 """A gate before a real broker that lets nobody in who speaks MQTT 5, as brokers do that only know 3.1.1."""
 
 import asyncio
-from typing import Final, Self
+from typing import Final
+
+from tests.fakes.streams import StreamServer
 
 REFUSAL: Final = b"\x20\x02\x00\x01"
 """A 3.1.1 CONNACK: unacceptable protocol version."""
 
 
-class OldBroker:
+class OldBroker(StreamServer):
     """Listens on loopback under `port`; `answer` is what a CONNECT of MQTT 5 gets before the connection is closed."""
 
     def __init__(self, broker_port: int, answer: bytes = REFUSAL) -> None:
-        self.port = 0
+        super().__init__()
         self.refused = 0
         self._behind = broker_port
         self._answer = answer
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        assert self._server
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
-        try:
-            first = await reader.read(65_536)
-            if first.partition(b"MQTT")[2][:1] == b"\x05":
-                self.refused += 1
-                writer.write(self._answer)
-                await writer.drain()
-            elif first:
-                await self._pass_on(first, reader, writer)
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.close()
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Refuse a client or join it with the broker behind."""
+        first = await reader.read(65_536)
+        if first.partition(b"MQTT")[2][:1] == b"\x05":
+            self.refused += 1
+            writer.write(self._answer)
+            await writer.drain()
+        elif first:
+            await self._pass_on(first, reader, writer)
 
     async def _pass_on(self, first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self._behind)

@@ -4,7 +4,8 @@ import asyncio
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+
+from tests.fakes.streams import StreamServer
 
 CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PINGREQ, DISCONNECT = 1, 3, 4, 8, 12, 14
 
@@ -52,50 +53,27 @@ def publish(topic: str, payload: bytes, packet_id: int, version: int, *, dup: bo
     return packet(PUBLISH, body + payload, 2 | (8 if dup else 0))
 
 
-class ScriptedBroker:
+class ScriptedBroker(StreamServer):
     """Listens on loopback. `connack` gives the answer to a CONNECT of a protocol level: bytes, or None to close.
 
     With `acks` False a PUBLISH gets no PUBACK until `ack` is called. `packets` are those of all connections.
     """
 
     def __init__(self, connack: Callable[[int], bytes | None] | None = None) -> None:
+        super().__init__()
         self.connack = connack or (lambda version: packet(2, b"\0\0\0" if version == 5 else b"\0\0"))
         self.acks = True
         self.packets: list[Packet] = []
-        self.port = 0
         self.connects = 0
         self.version = 0
-        self._server: asyncio.Server | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        assert self._server
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take packets until the client leaves."""
         self.connects += 1
         self._writer = writer
-        try:
-            while True:
-                self._take(await self._packet(reader))
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.close()
+        while True:
+            self._take(await self._packet(reader))
 
     async def _packet(self, reader: asyncio.StreamReader) -> Packet:
         (head,) = await reader.readexactly(1)

@@ -1,9 +1,8 @@
 """`piagent ask` against a real broker and a daemon that is played."""
 
-import asyncio
 import json
 import time
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -11,6 +10,7 @@ from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto, free_port
 from tests.fakes.cli import Cli
 from tests.fakes.observer import Observer
+from tests.fakes.old_broker import OldBroker
 from tests.fakes.responder import Responder
 
 
@@ -57,7 +57,7 @@ async def test_with_mqtt_3_1_1_it_listens_on_out(responder: Responder, place: di
 
 async def test_a_broker_without_mqtt_5_is_asked_again(new_broker: BrokerFactory) -> None:
     broker = new_broker()
-    async with _Old(broker.port) as old, Observer(broker.port, protocol="311") as observer:
+    async with OldBroker(broker.port) as old, Observer(broker.port, protocol="311") as observer:
         await observer.subscribe("piagent/#")
         responder = Responder(observer)
         await responder.show()
@@ -236,49 +236,3 @@ async def test_no_color_is_obeyed_on_a_terminal(responder: Responder, place: dic
         assert await cli.end() == 1
     assert "timeout: Too late." in cli.out
     assert "\x1b" not in cli.out
-
-
-class _Old:
-    """Stands before a broker as one that only knows MQTT 3.1.1: refuses MQTT 5 as mosquitto 1.x does."""
-
-    def __init__(self, behind: int) -> None:
-        self.refused = 0
-        self.port = 0
-        self._behind = behind
-        self._server: asyncio.Server | None = None
-        self._pipes: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        assert self._server
-        self._server.close()
-        for pipe in self._pipes:
-            pipe.cancel()
-        await asyncio.gather(*self._pipes, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first = await reader.read(4096)
-        if first[first.index(b"MQTT") + 4] == 5:
-            self.refused += 1
-            writer.write(b"\x20\x02\x00\x01")
-            writer.close()
-            return
-        broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._behind)
-        broker_writer.write(first)
-        for source, sink in ((reader, broker_writer), (broker_reader, writer)):
-            self._pipes.add(asyncio.create_task(_pipe(source, sink), name="pipe"))
-
-
-async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    try:
-        while data := await source.read(4096):
-            sink.write(data)
-            await sink.drain()
-    except ConnectionError:
-        pass
-    finally:
-        sink.close()
