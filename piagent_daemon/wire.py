@@ -8,11 +8,12 @@ import binascii
 import json
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from piagent_daemon import images
 from piagent_daemon.contract import ErrorEvent, Request
+from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import InvalidRequest, PiagentError
 from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
@@ -135,6 +136,11 @@ def metadata_in(payload: bytes) -> dict[str, Any]:
     """Return the metadata of a request that is refused."""
     found = _object_in(payload).get("metadata")
     return found if isinstance(found, dict) else {}
+
+
+def read_terminal(payload: bytes) -> FinalEvent | ErrorEvent:
+    """Return a terminal event as an object again. Raises ValueError for anything else."""
+    return TypeAdapter[FinalEvent | ErrorEvent](FinalEvent | ErrorEvent).validate_json(payload)
 
 
 def is_own_event(payload: bytes) -> bool:

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from uuid import uuid4
 
-from pydantic import TypeAdapter
-
+from piagent_daemon import wire
 from piagent_daemon.apologies import UNSPEAKABLE, apology
 from piagent_daemon.contract import ErrorEvent, Event, Sentence
 from piagent_daemon.contract import Final as FinalEvent
@@ -75,7 +74,7 @@ class Reply:
 
     def send_again(self, terminal: bytes) -> None:
         """Hand over a stored terminal event once more; see `ports.Channel`."""
-        self.send(TypeAdapter[FinalEvent | ErrorEvent](FinalEvent | ErrorEvent).validate_json(terminal))
+        self.send(wire.read_terminal(terminal))
 
     def drop(self) -> None:
         """End without a word; see `ports.Channel`."""

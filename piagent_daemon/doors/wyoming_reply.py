@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from pydantic import TypeAdapter
-
+from piagent_daemon import wire
 from piagent_daemon.apologies import UNSPEAKABLE, apology
 from piagent_daemon.contract import ErrorEvent, Event, Sentence
 from piagent_daemon.contract import Final as FinalEvent
@@ -42,7 +41,7 @@ class Reply:
 
     def send_again(self, terminal: bytes) -> None:
         """Hand over a stored terminal event; see `ports.Channel`."""
-        self.send(TypeAdapter[FinalEvent | ErrorEvent](FinalEvent | ErrorEvent).validate_json(terminal))
+        self.send(wire.read_terminal(terminal))
 
     def drop(self) -> None:
         """End without a word; see `ports.Channel`."""

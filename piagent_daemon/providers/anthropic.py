@@ -3,23 +3,23 @@
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from piagent_daemon.errors import ConfigError, ModelNotFound, ProviderError
 from piagent_daemon.providers import anthropic_wire as wire
 from piagent_daemon.providers.address import parse_address
-from piagent_daemon.providers.answer import Hear, look, relay
+from piagent_daemon.providers.answer import Hear, look
 from piagent_daemon.providers.api_rules import API_RULES
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import Site
 from piagent_daemon.providers.refusals import Refusals
-from piagent_daemon.values import ChatRequest, Delta, ModelInfo, ProviderState, PullProgress
+from piagent_daemon.providers.remote import Remote
+from piagent_daemon.values import ChatRequest, ModelInfo, ProviderState, PullProgress
 
 if TYPE_CHECKING:
-    from piagent_daemon.providers.client import Http, LineStream
+    from piagent_daemon.providers.client import LineStream
 
 log = logging.getLogger("piagent.anthropic")
 
@@ -29,39 +29,25 @@ PROBE_S = 5.0
 MOST_MODELS = 1000
 
 
-class AnthropicProvider:
+class AnthropicProvider(Remote):
     """Anthropic's cloud, or a server that speaks like it."""
 
     def __init__(self, config: ProviderConfig) -> None:
         """Raises ConfigError when the address cannot be read or the key is missing. Opens no connection."""
         if not (config.key or config.url):
             raise ConfigError(f"{config.key_setting}: {config.kind} wants a key")
-        self.name = config.name
-        self._config = config
-        self._address = address = parse_address(config.url or HERE, config.url_setting, 443)
-        self._site = Site(
+        address = parse_address(config.url or HERE, config.url_setting, 443)
+        site = Site(
             API_RULES,
             config.url_setting,
             config.key_setting,
             "is its name right, and may this key use it?",
             f"Is it running, and is {config.url_setting} right?" if config.url else "Is this machine online?",
         )
+        super().__init__(config, address, site, {"anthropic-version": VERSION, "x-api-key": config.key or ""})
         self._path = "" if address.path.endswith("/v1") else "/v1"
         self._refusals = Refusals(wire.OPTIONAL)
-        self._capabilities: dict[str, frozenset[str]] = {}
         self._ignored: set[str] = set()
-
-    @cached_property
-    def _http(self) -> "Http":
-        """The server and the connections to it; made when first needed, since READY need not wait for httpx."""
-        from piagent_daemon.providers.client import Http  # noqa: PLC0415
-
-        who = {"anthropic-version": VERSION, "x-api-key": self._config.key or ""}
-        return Http(self._address, self._config, site=self._site, headers=who)
-
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Stream one answer (`answer.relay`). A field that the model refuses is left out from then on."""
-        return relay(self._ask, request, self._config)
 
     @asynccontextmanager
     async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple["LineStream", Hear], None]:
@@ -117,10 +103,6 @@ class AnthropicProvider:
     async def delete(self, model: str) -> None:
         """Raises ProviderError: there is nothing to remove."""
         raise ProviderError(f"{self.name} has no models to remove: {model!r} runs there", 501)
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._http.aclose()
 
     async def _entry(self, model: str) -> dict[str, Any]:
         return await self._http.call("GET", f"{self._path}/models/{quote(model, safe='')}", model=model)

@@ -4,20 +4,20 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from piagent_daemon.errors import ConfigError, ProviderError
 from piagent_daemon.providers import ollama_wire as wire
 from piagent_daemon.providers.address import parse_address
-from piagent_daemon.providers.answer import Failure, Hear, Heard, look, read_prompt, relay, vectors
+from piagent_daemon.providers.answer import Failure, Hear, Heard, look, read_prompt, vectors
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA_RULES, Site, model_not_found
-from piagent_daemon.values import ChatRequest, Delta, ModelInfo, ProviderState, PullProgress
+from piagent_daemon.providers.remote import Remote
+from piagent_daemon.values import ChatRequest, ModelInfo, ProviderState, PullProgress
 
 if TYPE_CHECKING:
-    from piagent_daemon.providers.client import Http, LineStream
+    from piagent_daemon.providers.client import LineStream
 
 log = logging.getLogger("piagent.ollama")
 
@@ -30,7 +30,7 @@ PULL_IDLE_S = 600.0
 """Checking the digest of a large model on an SD card says nothing for minutes."""
 
 
-class OllamaProvider:
+class OllamaProvider(Remote):
     """A local or remote Ollama, or its cloud (kind `ollama-cloud`, or that address with a key)."""
 
     def __init__(self, config: ProviderConfig) -> None:
@@ -38,32 +38,18 @@ class OllamaProvider:
         cloud = config.kind == "ollama-cloud"
         if cloud and not (config.key or config.url):
             raise ConfigError(f"{config.key_setting}: Ollama's cloud wants a key")
-        self.name = config.name
-        self._config = config
         self._paid = cloud
         self._keep_alive = wire.keep_alive_value(config.keep_alive)
-        self._site = Site(
+        site = Site(
             OLLAMA_RULES,
             config.url_setting,
             config.key_setting,
             "is its name right, and does the cloud still have it?" if cloud else "run `ollama pull {model}`",
             "Is this machine online?" if cloud else f"Is it running, and is {config.url_setting} right?",
         )
-        self._address = parse_address(config.url or (CLOUD if cloud else HERE), config.url_setting)
-        self._capabilities: dict[str, frozenset[str]] = {}
+        super().__init__(config, parse_address(config.url or (CLOUD if cloud else HERE), config.url_setting), site)
         self._windows: dict[str, int] = {}
         self._unthinking: set[str] = set()
-
-    @cached_property
-    def _http(self) -> "Http":
-        """The server and the connections to it; made when first needed, since READY need not wait for httpx."""
-        from piagent_daemon.providers.client import Http  # noqa: PLC0415
-
-        return Http(self._address, self._config, site=self._site)
-
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Stream one answer (`answer.relay`)."""
-        return relay(self._ask, request, self._config)
 
     @asynccontextmanager
     async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple["LineStream", Hear], None]:
@@ -142,10 +128,6 @@ class OllamaProvider:
         """Remove a model; ModelNotFound when there is none of that name."""
         self._capabilities.pop(wire.canonical(model), None)
         await self._http.call("DELETE", "/api/delete", {"model": model}, model=model)
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._http.aclose()
 
     async def _think(self, request: ChatRequest) -> bool | str:
         """Return what to send as `think`: asking a model that cannot is an error there, leaving it out means yes."""

@@ -4,23 +4,23 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from piagent_daemon.errors import ConfigError, ProviderError
 from piagent_daemon.providers import openai_wire as wire
 from piagent_daemon.providers.address import Address, parse_address
-from piagent_daemon.providers.answer import Hear, look, read_prompt, relay, vectors
+from piagent_daemon.providers.answer import Hear, look, read_prompt, vectors
 from piagent_daemon.providers.api_rules import API_RULES
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import Site, model_not_found
 from piagent_daemon.providers.openai_presets import PRESETS, Preset
 from piagent_daemon.providers.refusals import Refusals
-from piagent_daemon.values import ChatRequest, Delta, ModelInfo, ProviderState, PullProgress
+from piagent_daemon.providers.remote import Remote
+from piagent_daemon.values import ChatRequest, ModelInfo, ProviderState, PullProgress
 
 if TYPE_CHECKING:
-    from piagent_daemon.providers.client import Http, LineStream
+    from piagent_daemon.providers.client import LineStream
 
 log = logging.getLogger("piagent.openai")
 
@@ -29,38 +29,26 @@ EMBED_S = 120.0
 """The first text may load the model."""
 
 
-class OpenAIProvider:
+class OpenAIProvider(Remote):
     """One server of a kind in PRESETS."""
 
     def __init__(self, config: ProviderConfig) -> None:
         """Raises ConfigError when the address cannot be read, or an address or key is missing. Opens no connection."""
-        self.name = config.name
-        self._config = config
-        self._preset = preset = PRESETS[config.kind]
-        self._address = address = _address(config, preset)
+        preset = PRESETS[config.kind]
+        address = _address(config, preset)
         self._here = address.scheme == "http"
-        self._site = Site(
+        site = Site(
             API_RULES,
             config.url_setting,
             config.key_setting,
             preset.missing,
             f"Is it running, and is {config.url_setting} right?" if self._here else "Is this machine online?",
         )
+        super().__init__(config, address, site)
+        self._preset = preset
         self._root = replace(address, path=address.path.removesuffix("/v1")).url
         self._refusals = Refusals(wire.OPTIONAL)
-        self._capabilities: dict[str, frozenset[str]] = {}
         self._ignored: set[str] = set()
-
-    @cached_property
-    def _http(self) -> "Http":
-        """The server and the connections to it; made when first needed, since READY need not wait for httpx."""
-        from piagent_daemon.providers.client import Http  # noqa: PLC0415
-
-        return Http(self._address, self._config, site=self._site)
-
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Stream one answer (`answer.relay`). A field that the model refuses is left out from then on."""
-        return relay(self._ask, request, self._config)
 
     @asynccontextmanager
     async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple["LineStream", Hear], None]:
@@ -129,10 +117,6 @@ class OpenAIProvider:
     async def delete(self, model: str) -> None:
         """Raises ProviderError: this protocol knows no removal of models."""
         raise ProviderError(f"{self.name} cannot remove {model!r} for us: remove it at the server itself", 501)
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._http.aclose()
 
     async def _rows(self) -> list[dict[str, Any]]:
         if self._preset.catalogue:

@@ -7,24 +7,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import BrokerFactory
-from tests.fakes.broker import Mosquitto, free_port
+from tests.fakes.broker import free_port
 from tests.fakes.cli import Cli
 from tests.fakes.observer import Observer
 from tests.fakes.old_broker import OldBroker
 from tests.fakes.responder import Responder
-
-
-@pytest.fixture
-async def responder(observer: Observer) -> Responder:
-    responder = Responder(observer)
-    await responder.show()
-    return responder
-
-
-@pytest.fixture
-def place(mosquitto: Mosquitto, base_topic: str) -> dict[str, Any]:
-    """Where the command finds the broker."""
-    return {"mqtt_port": mosquitto.port, "mqtt_base_topic": base_topic}
 
 
 async def test_one_answer_streamed(responder: Responder, place: dict[str, Any], observer: Observer) -> None:

@@ -3,26 +3,11 @@
 import asyncio
 from typing import Any
 
-import pytest
-
 from tests.conftest import BrokerFactory
-from tests.fakes.broker import Mosquitto
 from tests.fakes.cli import Cli
 from tests.fakes.observer import Observer
 from tests.fakes.processes import wait_for
 from tests.fakes.responder import Responder
-
-
-@pytest.fixture
-async def responder(observer: Observer) -> Responder:
-    responder = Responder(observer)
-    await responder.show()
-    return responder
-
-
-@pytest.fixture
-def place(mosquitto: Mosquitto, base_topic: str) -> dict[str, Any]:
-    return {"mqtt_port": mosquitto.port, "mqtt_base_topic": base_topic}
 
 
 async def test_a_conversation_on_a_terminal(responder: Responder, place: dict[str, Any], observer: Observer) -> None:

@@ -312,7 +312,9 @@ async def test_nobody_there(unused_tcp_port: int) -> None:
             assert f"http://127.0.0.1:{unused_tcp_port}" in str(error)
             state = await provider.probe("any")
             assert not state.reachable
-            assert state.error
+            assert state.error == str(error)
+        async with Lab(kind, "http://nobody.invalid").provider() as provider:
+            assert type((await failing(provider, nobody.asking()))[1]) is ProviderUnavailable
 
 
 async def test_a_line_without_an_end_costs_no_memory(lab: Lab) -> None:

@@ -360,7 +360,7 @@ def test_a_hostile_reply_takes_no_time(piece: str) -> None:
     start = time.process_time()
     spoken([text])
     spoken(text[at : at + 3] for at in range(0, len(text), 3))
-    assert time.process_time() - start < 0.5  # about 0.04 on a quiet machine; anything quadratic takes much longer
+    assert time.process_time() - start < 1  # about 0.05 on a quiet machine; anything quadratic takes much longer
 
 
 def test_it_costs_next_to_nothing() -> None:

@@ -1,0 +1,52 @@
+"""What the providers over HTTP share: where their server is, and the connections to it."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from piagent_daemon.providers.address import Address
+from piagent_daemon.providers.answer import Hear, relay
+from piagent_daemon.providers.config import ProviderConfig
+from piagent_daemon.providers.deadlines import Deadlines
+from piagent_daemon.providers.fault_rules import Site
+from piagent_daemon.values import ChatRequest, Delta
+
+if TYPE_CHECKING:
+    from piagent_daemon.providers.client import Http, LineStream
+
+
+class Remote:
+    """The part of a provider that knows no protocol; `headers` say who we are, as in `client.Http`."""
+
+    def __init__(
+        self, config: ProviderConfig, address: Address, site: Site, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = config.name
+        self._config = config
+        self._address = address
+        self._site = site
+        self._headers = headers
+        self._capabilities: dict[str, frozenset[str]] = {}
+
+    @cached_property
+    def _http(self) -> "Http":
+        """The connections; made when first needed, since READY need not wait for httpx, a sixth of all imports."""
+        from piagent_daemon.providers.client import Http  # noqa: PLC0415
+
+        return Http(self._address, self._config, site=self._site, headers=self._headers)
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """Stream one answer (`answer.relay`)."""
+        return relay(self._ask, request, self._config)
+
+    def _ask(
+        self, request: ChatRequest, deadlines: Deadlines
+    ) -> AbstractAsyncContextManager[tuple["LineStream", Hear]]:
+        """Post the question and return the stream of the answer, with what understands its lines."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if "_http" in vars(self):
+            await self._http.aclose()
