@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -102,7 +103,10 @@ def installed() -> Path:
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as unfinished:
+    with (cache / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=cache) as unfinished:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests run side by side, and one installation is enough
+        if folder.exists():
+            return folder
         tree = Path(unfinished) / "tree"
         tree.mkdir()
         options = "--prefer-offline --ignore-scripts --omit=optional --no-audit --fetch-retries=1 --fetch-timeout=20000"
@@ -113,8 +117,7 @@ def installed() -> Path:
             pytest.skip(f"npm did not install Node-RED within {INSTALL_S:g} s")
         if result.returncode != 0:
             pytest.skip(f"npm could not install Node-RED: {result.stderr.strip()[-500:]}")
-        with contextlib.suppress(OSError):  # another run was faster
-            tree.rename(folder)
+        tree.rename(folder)
     return folder
 
 
