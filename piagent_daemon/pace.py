@@ -9,14 +9,17 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from piagent_daemon.contract import Stage
 from piagent_daemon.values import Delta, Finish
 
+_READERS: Final[set[asyncio.Task[None]]] = set()
+"""The loop itself holds a task only weakly, and a reader may outlive its Pace."""
+
 
 class Pace:
-    """Owns the task that iterates `deltas` between entering and leaving the context.
+    """Owns the task that iterates `deltas` between entering and leaving the context, or to the end of a whole answer.
 
     `interval_s` is the least time between two texts, in seconds; 0 hands out the text of each delta by itself. After
     `max_chars` characters reading ends and `too_long` is set: a guard against a server that never stops. `stage` says
@@ -45,6 +48,8 @@ class Pace:
     async def __aenter__(self) -> Self:
         self._task = self._loop.create_task(self._read(), name="read model stream")
         self._task.add_done_callback(self._on_end)
+        _READERS.add(self._task)
+        self._task.add_done_callback(_READERS.discard)
         return self
 
     async def __aexit__(
@@ -54,8 +59,9 @@ class Pace:
             return
         if self._ring:
             self._ring.cancel()
-        if not self.finish or error:
-            self._task.cancel()
+        if self.finish and not error:  # it only closes what was read, and nobody need wait for that
+            return
+        self._task.cancel()
         if not self._task.done():
             await asyncio.wait([self._task])
 
@@ -108,6 +114,8 @@ class Pace:
         async with aclosing(self._deltas) as deltas:
             async for delta in deltas:
                 self._take_in(delta)
+                if delta.finish:
+                    await asyncio.sleep(0)  # the listener first: closing takes longer than telling
                 if self._chars_left < 0:
                     self.too_long = True
                     return
