@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Self
 
-from tests.fakes.streams import settle
+from tests.fakes.streams import close, settle
 
 MAX_HEAD_BYTES = 65_536
 JSON_TYPE = "application/json; charset=utf-8"
@@ -214,8 +214,7 @@ class HttpServer:
         if self._server is None:
             return
         server, self._server = self._server, None
-        server.close()
-        await settle()
+        await close(server)
         for connection in list(self.connections):
             connection.cut()
         tasks = [connection.task for connection in list(self.connections) if connection.task]

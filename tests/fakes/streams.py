@@ -14,6 +14,15 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def close(server: asyncio.Server) -> None:
+    """Close a port. A connection that is being accepted is made first: asyncio would lose its socket in a closed server."""
+    loop = asyncio.get_running_loop()
+    for listener in server.sockets:
+        loop.remove_reader(listener.fileno())
+    await settle()
+    server.close()
+
+
 class StreamServer:
     """An async context manager that runs `serve` for each connection; `port` is known inside the block."""
 
@@ -29,8 +38,7 @@ class StreamServer:
 
     async def __aexit__(self, *exc: object) -> None:
         assert self._server
-        self._server.close()
-        await settle()
+        await close(self._server)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
