@@ -31,7 +31,7 @@ class Diagnose(Long):
 async def provider_health(parts: Parts, _: NoParams) -> Any:
     """Look at the model server now; `look_s` is how long that took in seconds, `reason` the health reason or None."""
     began = time.monotonic()
-    await parts.watch.look()
+    await parts.watch.look(everyone=True)
     return {
         **parts.watch.health.model_dump(),
         "reason": parts.watch.reason,

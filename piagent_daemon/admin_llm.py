@@ -82,8 +82,7 @@ async def embed(parts: Parts, params: Embed) -> Any:
         raise InvalidRequest(f'"input" should be a text, or 1 to {MAX_INPUTS} of them, and none of them empty.')
 
     async def call() -> tuple[list[list[float]], str, str]:
-        provider, model = await parts.ladder.embedder(params.model)
-        return await provider.embed(texts, model), model, provider.name
+        return await parts.ladder.embed(texts, params.model)
 
     began = time.monotonic()
     errand = Errand(parts.scheduler, parts.clock, name=params.id, model=params.model or "", request=Request(message=""))

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import ErrorEvent, Event, Request
-from piagent_daemon.errors import Cancelled, PiagentError, ProviderUnavailable, ShuttingDown
+from piagent_daemon.errors import Cancelled, PiagentError, ProviderTimeout, ProviderUnavailable, ShuttingDown
 from piagent_daemon.job import Job, Stamp
 from piagent_daemon.ports import Clock
 from piagent_daemon.scheduler import Scheduler
@@ -80,7 +80,9 @@ class Errand:
             task = asyncio.get_running_loop().create_task(patiently(), name=f"errand {job.request_id}")
             job.attach(lambda: _cancel(task))
             try:
-                await asyncio.wait([task])
+                done, _ = await asyncio.wait([task], timeout=settings.total_timeout_s)
+                if not done:
+                    raise ProviderTimeout(f"The model server took longer than {settings.total_timeout_s:g} seconds.")
                 if task.cancelled():
                     raise _stopped(job)
                 task.result()

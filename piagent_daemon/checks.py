@@ -101,6 +101,9 @@ async def server(provider: Provider, general: str, wanted: set[str]) -> AsyncGen
             remedy = "Start it (`sudo systemctl start ollama`), or set OLLAMA_HOST."
         yield Finding(label, "fail", detail, remedy)
         return
+    if state.error and state.model_found is None:
+        yield Finding(label, "fail", state.error, "Correct the key or the address (`piagent config` shows them).")
+        return
     yield Finding(label, "ok", "answers")
     for model in sorted({general, *wanted}):
         found = state if model == general else await provider.probe(model)

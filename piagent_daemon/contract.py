@@ -47,7 +47,7 @@ class File(Noun):
 
     name: str | None = None
     text: str | None = None
-    path: str | None = None
+    path: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:

@@ -70,9 +70,9 @@ def read(path: str, files_dir: str | None, limit: int) -> bytes:
     try:
         target = (root / path).resolve(strict=True)
     except (OSError, ValueError, RuntimeError):
-        raise InvalidRequest(f'There is no file "{path[:128]}" below FILES_DIR.') from None
-    if root not in target.parents:
-        raise InvalidRequest(f'The file "{path[:128]}" is not below FILES_DIR.')
+        target = root
+    if root not in target.parents:  # in the same words, so that nobody learns what there is elsewhere
+        raise InvalidRequest(f'There is no file "{path[:128]}" below FILES_DIR.')
     try:
         with os.fdopen(_open(root, target.relative_to(root).parts), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

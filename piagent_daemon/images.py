@@ -63,9 +63,22 @@ def _png(data: bytes) -> Size:
     header = data[12:29]
     if data[8:12] != b"\0\0\0\x0d" or header[:4] != b"IHDR" or data[29:33] != zlib.crc32(header).to_bytes(4, "big"):
         return None
-    if b"IEND" not in data:  # cut off on the way
-        return None
-    return _big(header[4:8]), _big(header[8:12])
+    return (_big(header[4:8]), _big(header[8:12])) if _is_whole_png(data) else None
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Tell whether every chunk up to the end is as it was written, with pixels among them."""
+    place, pixels = 8, False
+    while place + 12 <= len(data):
+        end = place + 8 + _big(data[place : place + 4])
+        kind = data[place + 4 : place + 8]
+        if data[end : end + 4] != zlib.crc32(memoryview(data)[place + 4 : end]).to_bytes(4, "big"):
+            return False
+        if kind == b"IEND":
+            return pixels
+        pixels = pixels or kind == b"IDAT"
+        place = end + 4
+    return False
 
 
 def _jpeg(data: bytes) -> Size:

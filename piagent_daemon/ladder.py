@@ -5,7 +5,7 @@ from asyncio import sleep
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
@@ -46,6 +46,9 @@ class Call:
     rung: Rung | None = None
     served: str = ""
     spoke: bool = False
+    tries: Tries | None = None
+    too_narrow: set[Rung] = field(default_factory=set)
+    """Rungs whose window the message does not fit."""
 
 
 class Ladder:
@@ -112,8 +115,20 @@ class Ladder:
         rung = call.rung or self._order(call)[0]
         return self._model(rung, call), self._window(rung)
 
-    async def embedder(self, model: str | None = None) -> tuple[Provider, str]:
-        """Return who makes embeddings, and by which model: `model`, or the first that can. Raises ProviderError.
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> tuple[list[list[float]], str, str]:
+        """Return a vector for each text, the model that made them and its provider's name. Raises ProviderError."""
+        rung, chosen = await self._embedder(model)
+        rung.begin()
+        try:
+            return await rung.provider.embed(texts, chosen), chosen, rung.name
+        except ProviderError as error:
+            rung.failed(error)
+            raise
+        finally:
+            rung.end()
+
+    async def _embedder(self, model: str | None) -> tuple[Rung, str]:
+        """Return who makes embeddings, and by which model: `model`, or the first that can.
 
         There is no second choice while it fails: vectors of two models cannot be compared.
         """
@@ -122,7 +137,7 @@ class Ladder:
             try:
                 wanted = model or self.general(rung.name)
                 allowed = (model,) if model else self._settings().models_allowed
-                return rung.provider, await capable(rung.provider, "embedding", wanted, allowed)
+                return rung, await capable(rung.provider, "embedding", wanted, allowed)
             except ModelNotFound as error:
                 missing = missing or error
         raise missing or ModelNotFound("There is no provider.")
@@ -141,7 +156,7 @@ class Ladder:
         Narrower, after which the request is to be made anew and asked with the same `call`.
         """
         settings = self._settings()
-        tries = Tries(settings.max_retries, settings.backoff_factor_s)
+        tries = call.tries = call.tries or Tries(settings.max_retries, settings.backoff_factor_s)
         rungs = self._order(call)
         self._wake_before(rungs[0], call)
         waits_until = self._clock.monotonic() + WAKES_S
@@ -184,7 +199,7 @@ class Ladder:
         settings, model = self._settings(), self._model(rung, call)
         sees = any(message.images for message in request.messages)
         call.rung = rung
-        began, first = self._clock.monotonic(), None
+        began, first, said = self._clock.monotonic(), None, False
         rung.begin()
         try:
             if sees:
@@ -196,16 +211,16 @@ class Ladder:
                     now = self._clock.monotonic()
                     first = now if first is None else first
                     call.spoke = call.spoke or bool(delta.text)
+                    said = said or bool(delta.text.strip())
                     if delta.finish:
+                        _check_said(said)
                         rung.answered(delta.finish, first - began, now - first)
                         self._stay(rung, call)
                     yield delta
         except ProviderError as error:
             rung.failed(error)
             if self.several and not (isinstance(error, ModelNotFound) and (sees or model != self.general(rung.name))):
-                self.rest(rung, error)
-                if self.on_failure:
-                    self.on_failure(rung, error)
+                self._blame(rung, error)
             if isinstance(error, ProviderUnavailable):
                 self._wake(rung)
             raise
@@ -218,6 +233,24 @@ class Ladder:
         if (model, window) == (request.model, request.context_tokens):
             return request
         return request._replace(model=model, context_tokens=window)
+
+    def pass_over(self, call: Call) -> bool:
+        """Leave out the rung whose turn it is: the message does not fit its window. Tell whether another is left."""
+        rungs = self._order(call)
+        call.too_narrow.add(rungs[0])
+        call.rung = None
+        return len(rungs) > 1
+
+    def overdue(self, call: Call, error: ProviderError) -> None:
+        """Learn that an answer was given up, since it was not complete in time."""
+        if call.rung:
+            call.rung.failed(error)
+            self._blame(call.rung, error)
+
+    def _blame(self, rung: Rung, error: ProviderError) -> None:
+        self.rest(rung, error)
+        if self.several and self.on_failure:
+            self.on_failure(rung, error)
 
     def rest(self, rung: Rung, error: ProviderError) -> None:
         """Pass over a rung for a while; the only one there is has no rest."""
@@ -245,7 +278,7 @@ class Ladder:
         own = call.rung or self._own(home, call)
         if own and (own is call.rung or not own.resting):
             rungs = [own, *(rung for rung in rungs if rung is not own)]
-        return rungs
+        return [rung for rung in rungs if rung not in call.too_narrow] or rungs
 
     def _ranked(self, rungs: Collection[Rung]) -> list[Rung]:
         """Return those that are well in their order, then those that rest: who wakes first comes first."""
@@ -280,6 +313,11 @@ class Ladder:
             log.info("%s: its machine is told to wake up", rung.name)
             if self.on_failure:
                 self.on_failure(rung, ProviderUnavailable(f"{rung.name} wakes up."))
+
+
+def _check_said(said: bool) -> None:
+    if not said:
+        raise ProviderError("The model returned nothing.")
 
 
 def _why(failures: dict[Rung, ProviderError]) -> ProviderError:

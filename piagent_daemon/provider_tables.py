@@ -27,7 +27,7 @@ def _mac(value: str) -> str:
 
 
 def _udp(value: str) -> str:
-    if not _UDP.fullmatch(value):
+    if not _UDP.fullmatch(value) or int(value.partition(":")[2] or 9) not in range(1, 65_536):
         raise ValueError("should be a broadcast address, such as 192.168.1.255, with a port where it is not 9")
     return value
 

@@ -9,8 +9,8 @@ from piagent_daemon.ports import Provider
 MAX_ASKED: Final = 12
 """So many models are asked for their capabilities one by one, where the list does not tell."""
 NEEDS: Final = {
-    "vision": "can look at images: bring one, for example `ollama pull qwen2.5vl:3b`",
-    "embedding": "makes embeddings: bring one, for example `ollama pull nomic-embed-text`",
+    "vision": "can look at images: bring one (with Ollama: `ollama pull qwen2.5vl:3b`)",
+    "embedding": "makes embeddings: bring one (with Ollama: `ollama pull nomic-embed-text`)",
 }
 
 

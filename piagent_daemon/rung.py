@@ -65,13 +65,17 @@ class Rung:
 
     @property
     def resting(self) -> bool:
-        """Tell whether it is passed over: its rest is not over, or one request tries already whether it is well."""
-        return self._on_trial or self._clock.monotonic() < self.rest_until
+        """Tell whether it is passed over: it rests, its machine wakes up, or one request tries whether it is well."""
+        return self._on_trial or self.at_rest or (self.waking and self.reason == ProviderUnavailable.code)
+
+    @property
+    def at_rest(self) -> bool:
+        return self._clock.monotonic() < self.rest_until
 
     @property
     def due(self) -> bool:
         """Tell whether its rest is over and nobody has tried since whether it is well."""
-        return self._failures > 0 and not self.resting and self.reason is not None
+        return self._failures > 0 and not (self._on_trial or self.at_rest) and self.reason is not None
 
     def rest(self, error: ProviderError, factor_s: float) -> None:
         """Pass over it for a while that grows with each failure, and is never shorter than the server asked for."""
@@ -80,10 +84,14 @@ class Rung:
             self._failures = max(1, self._failures)
             self.rest_until = now + WAKE_LOOK_S
             return
-        wait_s = self._jitter(self._failures, REST_FACTOR * factor_s, MAX_REST_S)
-        if isinstance(error, ProviderUnavailable):
-            wait_s = max(wait_s, min(error.retry_after_s or 0.0, MAX_REST_S))
-        self._failures += 1
+        least_s = min(error.retry_after_s or 0.0, MAX_REST_S) if isinstance(error, ProviderUnavailable) else 0.0
+        if self.at_rest:  # a further try of those that failed already
+            self.rest_until = max(self.rest_until, now + least_s)
+            return
+        factor_s *= REST_FACTOR / 2
+        half_s = min(factor_s * 2.0**self._failures, MAX_REST_S / 2)
+        wait_s = max(half_s + self._jitter(self._failures, factor_s, MAX_REST_S / 2), least_s)
+        self._failures = min(self._failures + 1, 30)
         self._cooldowns += 1
         self.rest_until = now + wait_s
 

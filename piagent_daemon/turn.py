@@ -78,7 +78,7 @@ class Assistant:
                 async for event in events:
                     yield event
         except PiagentError as error:
-            failure = job.failure(error, run.delivered())
+            failure = job.failure(error, run.delivered() if run.chunks or run.voice else "")
             if not job.alone:
                 await self._store.commit(Outcome(job.conversation_id, job.request_id, failure.encode()))
             yield failure
@@ -92,19 +92,25 @@ class Assistant:
         conversation = await self._store.load(job.conversation_id) if remembers else Conversation()
         call = Call(job.conversation_id, job.agent.provider, job.model)
         most = None
-        for refit in range(REFITS + 1):
-            plan = self._plan(job, conversation, call, most)
+        refits = 0
+        while True:
+            try:
+                plan = self._plan(job, conversation, call, most)
+            except ContextOverflow:
+                if not self._ladder.pass_over(call):
+                    raise
+                continue
             try:
                 async with aclosing(self._stream(job, run, plan, call)) as events:
                     async for event in events:
                         yield event
                 break
             except Narrower:
-                if refit == REFITS:
-                    raise
+                continue
             except ContextOverflow as overflow:
                 self._ledger.overflowed(call.served, plan.estimate, overflow.prompt_tokens)
-                if refit == REFITS or run.parts or not plan.history:
+                refits += 1
+                if refits > REFITS or run.parts or not plan.history:
                     raise
                 most = plan.history // 2
         final = self._final(job, run, plan, conversation, call)
@@ -192,7 +198,9 @@ class Assistant:
                     break
                 now = loop.time()
                 if now >= deadline:
-                    raise ProviderTimeout(f"The answer was not complete within {settings.total_timeout_s:g} seconds.")
+                    late = ProviderTimeout(f"The answer was not complete within {settings.total_timeout_s:g} seconds.")
+                    self._ladder.overdue(call, late)
+                    raise late
                 if voice and pace.stage and now >= filler_at:
                     yield voice.fill()
                 if pace.stage != stage:

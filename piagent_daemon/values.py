@@ -63,12 +63,13 @@ class Delta(NamedTuple):
 
 
 class ProviderState(NamedTuple):
-    """What a short look at a model server showed; `error` is a sentence with a remedy, or None."""
+    """What a short look at a model server showed; `error` is a sentence with a remedy, or None, `code` its kind."""
 
     reachable: bool
     model_loaded: bool | None = None
     model_found: bool | None = None
     error: str | None = None
+    code: str | None = None
 
 
 class ModelInfo(NamedTuple):

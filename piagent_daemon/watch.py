@@ -77,6 +77,8 @@ class ProviderWatch:
             rung = self._ladder.known.get(event.provider, self._ladder.rungs[0])
             if event.finish_reason != "cancelled" and not event.cached and rung.reason:
                 self._set(rung, ProviderState(reachable=True, model_loaded=True, model_found=True), None)
+        elif event.code == ModelNotFound.code:  # perhaps only the one that this request named
+            self._look_soon.set()
         elif event.code in REASONS and not self._ladder.several:
             reachable = event.code != ProviderUnavailable.code
             self._set(self._ladder.rungs[0], ProviderState(reachable=reachable, error=event.message), event.code)
@@ -104,10 +106,10 @@ class ProviderWatch:
                 pause_s = FIRST_LOOK_S
                 await asyncio.sleep(pause_s)
 
-    async def look(self) -> None:
-        """Ask the model servers once whose turn it is, in bounded time."""
-        serving = self._ladder.serving
-        due = [rung for rung in self._ladder.known.values() if rung is serving or rung.state is None or rung.due]
+    async def look(self, *, everyone: bool = False) -> None:
+        """Ask the model servers once whose turn it is, or all of them, in bounded time."""
+        serving, known = self._ladder.serving, self._ladder.known.values()
+        due = [rung for rung in known if everyone or rung is serving or rung.state is None or rung.due]
         await asyncio.gather(*map(self._look_at, due))
         if state := self._ladder.rungs[0].state:
             self.on_look(state)
@@ -121,9 +123,9 @@ class ProviderWatch:
         elif state.model_found is False:
             reason = ModelNotFound.code
         elif state.error:
-            reason = ProviderError.code
-        elif rung.rest_until > rests:
-            return  # a request failed during the look: that is newer
+            reason = state.code if state.code in KINDS else ProviderError.code
+        elif rung.rest_until > rests or (rung.reason and not _cures(rung)):
+            return  # a request failed during the look, or in a way that a look cannot judge
         if reason:
             self._ladder.rest(rung, KINDS[reason](state.error or f"{rung.name} does not answer."))
         self._set(rung, state, reason)
@@ -145,6 +147,12 @@ class ProviderWatch:
             log.log(level, "%s%s: %s", name, rung.reason, rung.state.error if rung.state else None)
         elif before:
             log.info("%sthe model server is well again", name)
+
+
+def _cures(rung: Rung) -> bool:
+    """Tell whether a good look takes back what is wrong: not while it rests, nor that a request's key was refused."""
+    by_look = rung.state is not None and rung.state.code is not None
+    return not rung.at_rest and (rung.reason != Unauthorized.code or by_look)
 
 
 def _nothing() -> None:

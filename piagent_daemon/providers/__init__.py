@@ -1,6 +1,7 @@
 """The family of model servers: one line each, loaded only when used."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +37,10 @@ def load(kind: str) -> type[Provider]:
 
 def make(config: ProviderConfig) -> Provider:
     """Make a provider; ConfigError for an unknown kind, or an address or key it cannot use. Opens no connection."""
+    if config.key and not (config.key.isascii() and config.key.isprintable() and " " not in config.key):
+        raise ConfigError(f"{config.key_setting}: a key has printable ASCII characters only, and no spaces")
+    if config.kind == "ollama-cloud" and config.url.rstrip("/").endswith("/v1"):  # the same cloud, as OpenAI speaks
+        config = replace(config, kind="custom")
     made: Provider = load(config.kind)(config)  # type: ignore[call-arg] # a Protocol cannot say how it is made
     return made
 

@@ -113,7 +113,7 @@ async def look(state: Awaitable[ProviderState], seconds: float) -> ProviderState
     except (ProviderUnavailable, ProviderTimeout) as error:
         return ProviderState(False, error=str(error))
     except PiagentError as error:
-        return ProviderState(True, error=str(error))
+        return ProviderState(True, error=str(error), code=error.code)
 
 
 def vectors(rows: Any, wanted: int) -> list[list[float]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from piagent_daemon.errors import ConfigError
 from piagent_daemon.settings import Settings
 
 OLLAMA = ("OLLAMA_HOST", "OLLAMA_API_KEY")
@@ -79,9 +80,21 @@ def place(name: str, settings: Settings) -> Place:
 
 
 def from_settings(name: str, settings: Settings) -> ProviderConfig:
-    """Return the configuration of the plain case: PROVIDER names a kind, and the settings hold the rest."""
+    """Return the configuration of the plain case: PROVIDER names a kind, and the settings hold the rest.
+
+    Raises ConfigError where an address or key would go to two servers.
+    """
     url_setting, key_setting = PLAIN.get(name, ANY)
     key = getattr(settings, key_setting.lower())
+    ladder = settings.provider.split(",")
+    if name == "ollama" and "ollama-cloud" in ladder:  # then it is the cloud's key
+        key = None
+    for setting, place in ((url_setting, 0), (key_setting, 1)):
+        owners = [one for one in ladder if one not in settings.providers and PLAIN.get(one, ANY)[place] == setting]
+        if setting in ANY and len(owners) > 1 and getattr(settings, setting.lower()):
+            raise ConfigError(
+                f"{setting}: {' and '.join(owners)} would take it; give each its own in a table [providers.<name>]"
+            )
     return ProviderConfig(
         name=name,
         kind=name,

@@ -220,8 +220,10 @@ def named(row: Mapping[str, Any], name: str) -> bool:
 
 _VISION = re.compile(
     r"vision|llava|pixtral|moondream|internvl|minicpm-?v|[-_.\d]vl\b|gpt-4o|gpt-4\.1|gpt-5|^o[134]\b|gemma-?[34]"
-    r"|claude|gemini"
+    r"|claude|gemini|llama-?4|phi-[45]-multimodal|mistral-small-3\.[1-9]|omni"
 )
+_EMBEDDING = re.compile(r"embed|^(.*/)?(bge|e5|gte)-|minilm")
+_NO_CHAT = re.compile(r"tts|audio|transcribe|realtime|whisper|image|dall-e|moderation")
 _THINKING = re.compile(r"^(openai/)?(o\d|gpt-5)|gpt-oss|deepseek-r|qwen-?3|qwq|think|reason|magistral")
 _WORDS = {
     "tool_use": "tools",
@@ -256,12 +258,13 @@ def abilities(row: Mapping[str, Any]) -> frozenset[str]:
 
 
 def by_name(name: str) -> frozenset[str]:
-    """Guess capabilities from a model's name, where nothing better is to be had."""
+    """Guess capabilities from a model's name, where nothing better is to be had; none when it says nothing."""
     name = name.lower()
-    if "embed" in name or name.startswith(("bge-", "e5-")):
+    if _EMBEDDING.search(name):
         return frozenset({"embedding"})
     found = {"vision": _VISION, "thinking": _THINKING}
-    return frozenset({"completion", *(word for word, pattern in found.items() if pattern.search(name))})
+    words = {word for word, pattern in found.items() if pattern.search(name)}
+    return frozenset({"completion", *words}) if words and not _NO_CHAT.search(name) else frozenset()
 
 
 def _list(body: Mapping[str, Any], key: str) -> list[Any]:

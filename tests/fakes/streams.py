@@ -15,7 +15,7 @@ async def settle() -> None:
 
 
 async def close(server: asyncio.Server) -> None:
-    """Close a port. A connection that is being accepted is made first: asyncio would lose its socket in a closed server."""
+    """Close a port. A connection that is being accepted is made first: a closed server would lose its socket."""
     loop = asyncio.get_running_loop()
     for listener in server.sockets:
         loop.remove_reader(listener.fileno())

@@ -13,6 +13,7 @@ from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama, Model
 from tests.fakes.pictures import encoded, jpeg, png
 
 SEES = frozenset({"completion", "vision"})
+EMBEDDERS = {DEFAULT_MODEL: Model(), "nomic-embed-text": Model(capabilities=frozenset({"embedding"}))}
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -38,7 +39,7 @@ def responses(observer: Observer, method: str, transaction: str) -> list[Message
 async def offered(observer: Observer, name: str, *, there: bool = True) -> None:
     """Wait until the retained info names a model, or no longer."""
     topic = f"{observer.base}/info"
-    await observer.until(lambda: (name in observer.on(topic)[-1].json["models"]) is there)
+    await observer.until(lambda: observer.on(topic) and (name in observer.on(topic)[-1].json["models"]) is there)
 
 
 async def test_a_model_is_pulled_with_progress_used_and_removed(daemon: DaemonFactory, observer: Observer) -> None:
@@ -196,8 +197,7 @@ async def test_images_and_files_reach_the_model(daemon: DaemonFactory, observer:
 
 
 async def test_texts_become_vectors(daemon: DaemonFactory, observer: Observer) -> None:
-    models = {DEFAULT_MODEL: Model(), "nomic-embed-text": Model(capabilities=frozenset({"embedding"}))}
-    async with FakeOllama(models) as server:
+    async with FakeOllama(EMBEDDERS) as server:
         await daemon(ollama_host=server.url)
         data = await ok(observer, "llm/embed", {"input": ["a", "b", "a"]})
         assert data["model"].startswith("nomic-embed-text")
@@ -245,3 +245,13 @@ async def test_an_answer_is_given_again(daemon: DaemonFactory, model_server: Fak
     assert "cached" not in third, "a conversation is not answered from the cache"
     state = await ok(observer, "health")
     assert (state["totals"]["replies"], state["status"]) == (3, "ok")
+
+
+async def test_embeddings_that_do_not_come_in_time_hold_nobody_up(daemon: DaemonFactory, observer: Observer) -> None:
+    async with FakeOllama(EMBEDDERS) as server:
+        await daemon(ollama_host=server.url, total_timeout_s=1, max_concurrent=1)
+        assert (await ask(observer, "k", "hi"))["type"] == "final"
+        server.runners.load_s = 60
+        assert (await failure(observer, "llm/embed", {"input": "a"}))[0] == "timeout"
+        server.runners.load_s = 0
+        assert (await ask(observer, "k", "hi"))["type"] == "final"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from piagent_daemon.contract import File, Request
 from piagent_daemon.errors import InvalidRequest
@@ -53,6 +54,7 @@ def test_inline_files_stay_as_they_are() -> None:
     [
         *(
             "../secret.txt",
+            "../nothing.txt",
             "/etc/passwd",
             "way-out.txt",
             "out/secret.txt",
@@ -62,7 +64,7 @@ def test_inline_files_stay_as_they_are() -> None:
             "binary",
             "nul",
         ),
-        *("large", "large.png", "huge.png", "broken.png", ".", "", "a\x00b", "x" * 300, "../" * 100 + "etc/passwd"),
+        *("large", "large.png", "huge.png", "broken.png", ".", "a\x00b", "x" * 300, "../" * 100 + "etc/passwd"),
     ],
 )
 def test_everything_else_is_refused(tmp_path: Path, path: str) -> None:
@@ -82,6 +84,11 @@ def test_everything_else_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read(path, root)
     assert "secret\n" not in str(caught.value)
+
+
+def test_an_empty_path_is_no_path() -> None:
+    with pytest.raises(ValidationError):
+        File(path="")
 
 
 def test_a_link_that_somebody_puts_there_in_between_is_not_followed(

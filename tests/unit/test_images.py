@@ -30,9 +30,20 @@ def test_kind_and_size_are_read_from_the_header(name: str) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_header_that_is_cut_off_is_broken(name: str) -> None:
     data = WHOLE[name]
-    for length in range(len(data) - 4 if name == "PNG" else 13):
+    for length in range(len(data) if name == "PNG" else 13):
         with pytest.raises(InvalidRequest, match=r'"images\.3"'):
             inspect(data[:length], "images.3")
+
+
+def test_a_png_that_was_damaged_on_the_way_is_broken() -> None:
+    data = WHOLE["PNG"]
+    for place in range(8, len(data)):
+        with pytest.raises(InvalidRequest):
+            inspect(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], "images.0")
+    inspect(data + b"trailing bytes", "images.0")
+    pixels = data.index(b"IDAT") - 4
+    with pytest.raises(InvalidRequest):
+        inspect(data[:pixels] + data[-12:], "images.0")
 
 
 @pytest.mark.parametrize("name", ["JPEG", "GIF"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from piagent_daemon.contract import Stage
+from piagent_daemon.contract import ErrorEvent, Stage
 from piagent_daemon.errors import (
     ContextOverflow,
     ModelNotFound,
@@ -123,6 +123,45 @@ async def test_a_rung_that_failed_rests_longer_each_time_and_comes_back_by_a_tri
     house.providers["a"].script = lambda _: answer("from a")
     assert await house.ask("new") == "from a"
     assert (house.ladder.serving.name, house.use("a").resting_s) == ("a", 0)
+
+
+async def test_rests_grow_by_chance_too_and_tries_of_one_request_are_one_failure() -> None:
+    house = House("a", "b", max_retries=3, backoff_factor_s=0.001)
+    for name, provider in house.providers.items():
+        house.rungs[name]._jitter = lambda *_: 0.0  # the shortest that there is
+        provider.script = fails(ProviderUnavailable("refused"))
+    rests = []
+    for _ in range(4):
+        with pytest.raises(ProviderUnavailable):
+            await house.ask()
+        assert len(house.providers["a"].asked) == 4
+        house.providers["a"].asked.clear()
+        rests.append(house.rungs["a"].rest_until - house.clock.monotonic())
+        house.clock.advance(rests[-1] + 0.001)
+    assert rests == pytest.approx([rests[0] * 2**number for number in range(4)])
+    assert rests[0] > 0
+
+
+@pytest.mark.parametrize("silence", [(), (" ", "\n")], ids=["nothing", "blanks"])
+async def test_an_empty_answer_is_made_good_by_the_next_rung(silence: tuple[str, ...]) -> None:
+    house = House("a", "b")
+    house.providers["a"].script = lambda _: answer(*silence)
+    if silence:
+        with pytest.raises(ProviderError, match="returned nothing"):
+            await house.ask()
+    else:
+        assert await house.ask() == "from b"
+    assert house.use("a").errors == {"provider_error": 1}
+    assert house.use("a").resting_s > 0
+
+
+async def test_an_answer_that_came_too_late_counts_against_its_rung() -> None:
+    house = House("a", "b")
+    call = house.call()
+    call.rung = house.rungs["a"]
+    house.ladder.overdue(call, ProviderTimeout("too late"))
+    assert house.use("a").errors == {"timeout": 1}
+    assert await house.ask() == "from b"
 
 
 async def test_while_one_request_tries_a_rung_the_others_pass_over_it() -> None:
@@ -301,7 +340,7 @@ async def test_images_go_up_the_ladder_where_no_model_sees() -> None:
     assert await house.ask(messages=SEEN) == "from b"
     assert house.use("a").resting_s == 0
     house.providers["b"].abilities = {GENERAL: frozenset({"completion"})}
-    with pytest.raises(ModelNotFound, match=r"a has no model that can look at images: bring one, .*b has no model"):
+    with pytest.raises(ModelNotFound, match=r"a has no model that can look at images: bring one .*b has no model"):
         await house.ask("other", messages=SEEN)
 
 
@@ -322,9 +361,9 @@ async def test_embeddings_come_from_a_model_that_makes_them() -> None:
     house = House("a", "b")
     house.providers["a"].abilities = {GENERAL: frozenset({"completion"})}
     house.providers["b"].abilities = {GENERAL: frozenset({"completion"}), "nomic": frozenset({"embedding"})}
-    assert await house.ladder.embedder() == (house.providers["b"], "nomic")
+    assert await house.ladder._embedder(None) == (house.ladder.known["b"], "nomic")
     with pytest.raises(ModelNotFound, match="a has no model that makes embeddings"):
-        await house.ladder.embedder(GENERAL)
+        await house.ladder._embedder(GENERAL)
 
 
 # ------------------------------------------------------------------------------------------------------ metrics, health
@@ -373,6 +412,37 @@ async def test_a_rung_that_rests_is_looked_at_when_its_rest_is_over() -> None:
     assert (watch.health.name, watch.health.reachable) == ("a", True)
 
 
+async def test_a_refused_key_is_told_until_an_answer_comes() -> None:
+    house = House("a")
+    watch = ProviderWatch(house.ladder, Config(house.settings, {}))
+    event = ErrorEvent.model_validate(
+        {"conversation_id": "k", "request_id": "r", "attempt": 1, "seq": 0, "ts": house.clock.now()}
+        | {"code": "unauthorized", "message": "no", "status_code": 502, "retryable": False}
+    )
+    watch.ended(event)
+    await watch.look()
+    assert watch.reasons == ["unauthorized"], "a look at the list of models needs no key"
+    house.providers["a"].state = ProviderState(reachable=True, error="the key is refused", code="unauthorized")
+    await watch.look()
+    assert watch.reasons == ["unauthorized"]
+    house.providers["a"].state = ProviderState(reachable=True, model_found=True)
+    await watch.look()
+    assert watch.reasons == []
+    watch.ended(event.model_copy(update={"code": "model_not_found"}))
+    assert watch.reasons == [], "perhaps only the one that this request named"
+
+
+async def test_everybody_is_looked_at_when_somebody_asks() -> None:
+    house = House("a", "b")
+    watch = ProviderWatch(house.ladder, Config(house.settings, {}))
+    await watch.look()
+    house.providers["b"].state = ProviderState(reachable=False, error="gone")
+    await watch.look()
+    assert house.use("b").reachable
+    await watch.look(everyone=True)
+    assert not house.use("b").reachable
+
+
 async def test_a_look_that_began_before_a_failure_does_not_hide_it() -> None:
     house = House("a", "b")
     watch = ProviderWatch(house.ladder, Config(house.settings, {}))
@@ -409,6 +479,25 @@ async def test_a_machine_that_sleeps_is_woken_when_somebody_asks_and_serves_once
     house.providers["a"].state = up
     await watch.look()
     assert await house.ask("3") == "from a"
+
+
+async def test_nobody_waits_for_a_machine_that_wakes_up() -> None:
+    house = House("a", "b", wake="a")
+    watch = ProviderWatch(house.ladder, Config(house.settings, {}))
+    house.providers["a"].script = fails(ProviderUnavailable("asleep"))
+    house.providers["a"].state = ProviderState(reachable=False, error="asleep")
+    assert await house.ask("first") == "from b"
+    for number in range(5):
+        house.clock.advance(3.1)
+        assert house.rungs["a"].due
+        await watch.look()
+        assert await house.ask(str(number)) == "from b"
+    assert len(house.providers["a"].asked) == 1
+    house.providers["a"].script = lambda _: answer("from a")
+    house.providers["a"].state = ProviderState(reachable=True, model_found=True)
+    house.clock.advance(3.1)
+    await watch.look()
+    assert await house.ask("new") == "from a"
 
 
 async def test_the_packet_is_sent_again_but_not_often() -> None:

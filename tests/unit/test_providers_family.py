@@ -7,8 +7,8 @@ import pytest
 from piagent_daemon.errors import ConfigError, ModelNotFound, ProviderError
 from piagent_daemon.ladder import Call, Ladder
 from piagent_daemon.ports import Provider
-from piagent_daemon.providers import PROVIDERS, create, load
-from piagent_daemon.providers.config import from_settings
+from piagent_daemon.providers import PROVIDERS, create, load, make
+from piagent_daemon.providers.config import ProviderConfig, from_settings
 from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
@@ -49,6 +49,31 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_what_cannot_work_is_refused_before_it_is_tried(name: str, settings: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         create(name, Settings.model_validate(settings))
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-ü", "sk two", "sk\x7f"])
+@pytest.mark.parametrize("kind", ["ollama", "openai", "anthropic"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(kind: str, key: str) -> None:
+    with pytest.raises(ConfigError, match="printable ASCII") as caught:
+        make(ProviderConfig(kind, kind, url="http://127.0.0.1:1", key=key))
+    assert "sk" not in str(caught.value)
+
+
+def test_no_key_or_address_goes_to_two_servers() -> None:
+    settings = Settings.model_validate({"provider": "ollama,ollama-cloud", **KEYS})
+    assert from_settings("ollama", settings).key is None
+    assert from_settings("ollama-cloud", settings).key == "canary"
+    for ladder, setting in (("lmstudio,openai", "provider_url"), ("custom,lmstudio", "provider_key")):
+        value = {"provider": ladder, setting: "http://box:1", **KEYS}
+        with pytest.raises(ConfigError, match=f"{setting.upper()}: .* would take it"):
+            from_settings(ladder.partition(",")[0], Settings.model_validate(value))
+    one = Settings.model_validate({"provider": "ollama,openai", "provider_url": "http://box:1", **KEYS})
+    assert from_settings("openai", one).url == "http://box:1"
+
+
+def test_the_cloud_under_v1_speaks_as_openai() -> None:
+    made = make(ProviderConfig("ollama-cloud", "ollama-cloud", url="https://ollama.com/v1", key="k"))
+    assert (type(made).__name__, made.name) == ("OpenAIProvider", "ollama-cloud")
 
 
 def test_a_configuration_shows_no_secret() -> None:

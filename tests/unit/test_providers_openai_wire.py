@@ -210,7 +210,11 @@ def test_any_objects_raise_only_provider_errors(chunks: list[dict[str, Any]]) ->
         ({"id": "gpt-4o-mini"}, {"completion", "vision"}),
         ({"id": "o4-mini"}, {"completion", "vision", "thinking"}),
         ({"id": "text-embedding-3-small"}, {"embedding"}),
-        ({"id": "qwen2.5-3b-instruct"}, {"completion"}),
+        ({"id": "llama-4-scout"}, {"completion", "vision"}),
+        ({"id": "gte-large"}, {"embedding"}),
+        ({"id": "qwen2.5-3b-instruct"}, set()),  # nothing is known
+        ({"id": "SmolVLM-Instruct"}, set()),
+        ({"id": "gpt-4o-mini-tts"}, set()),
     ],
 )
 def test_capabilities(row: dict[str, Any], found: set[str]) -> None:

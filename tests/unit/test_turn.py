@@ -11,6 +11,8 @@ from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options, Sentence
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.job import Job, Stamp
+from piagent_daemon.ladder import Ladder
+from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
@@ -168,6 +170,28 @@ async def test_a_broken_stream_gives_its_partial_text_and_is_not_remembered(worl
     last = error(await world.ask(metadata={"k": 1}))
     assert (last.code, last.partial, last.status_code, last.metadata) == ("provider_error", "half an", 502, {"k": 1})
     assert await world.turns() == ()
+
+
+async def test_without_stream_nothing_of_a_broken_answer_was_streamed(world: World) -> None:
+    world.provider.scripts = [lambda _: [Delta("half an "), ProviderError("broke")]]
+    assert error(await world.ask(stream=False)).partial == ""
+
+
+async def test_a_message_too_long_for_one_rung_goes_to_the_next_that_takes_it() -> None:
+    world = World(ctx_tokens=4096, max_tokens=64, max_retries=0, backoff_factor_s=0.5)
+    words = " ".join(["word"] * 600)
+    windows = {"wide": None, "narrow": 512, "wider": 8192}
+    providers = {name: ScriptedProvider(name=name) for name in windows}
+    providers["wide"].script = lambda _: [ProviderUnavailable("away")]
+    providers["wider"].script = lambda _: answer("It fits.")
+    rungs = [Rung(providers[name], world.clock, context_tokens=tokens) for name, tokens in windows.items()]
+    ladder = Ladder(rungs, lambda: world.settings, world.clock)
+    world.assistant = Assistant(world.config, ladder, world.store, world.ledger, world.clock)
+    said = final(await world.ask(words))
+    assert (said.provider, said.reply) == ("wider", "It fits.")
+    assert [len(providers[name].asked) for name in windows] == [1, 0, 1]
+    providers["wider"].script = lambda _: [ProviderUnavailable("away")]
+    assert error(await world.ask(words)).code == "provider_unavailable", "and not that the message is too long"
 
 
 async def test_a_passing_failure_is_retried_before_the_first_text(world: World) -> None:
