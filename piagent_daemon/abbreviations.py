@@ -13,7 +13,7 @@ def _words(text: str) -> frozenset[str]:
 ALWAYS: Final = _words(
     "dr dra prof profa mr mrs ms mx st gen capt lt sgt sen gov rev hon mt vs cf viz e.g eg i.e approx"
     " hr fr frl bzw ca vgl evtl ggf inkl exkl zzgl bspw bzgl sog z.b d.h u.a i.d.r s.o s.u m.e nr tel geb gest mio mrd"
-    " mme mlle p.ex env av sr sra srta dña ud uds vd vds pág págs aprox p.ej ej ee sto sta"
+    " mme mlle mgr fam depto p.ex env av sr sra srta dña ud uds vd vds pág págs aprox p.ej ej ee sto sta"
     " sig dott dhr mevr bijv d.w.z o.a m.b.t"
 )
 """The sentence goes on whatever comes: Dr. Smith, z. B. Milch."""
@@ -33,6 +33,13 @@ MONTHS: Final = _words(
     "januar jänner februar märz april mai juni juli august september oktober november dezember"
     " january february march may june july october december"
 )
+DAYS: Final = _words("monday tuesday wednesday thursday friday saturday sunday today tonight tomorrow")
+HOURS: Final = frozenset({"a.m", "p.m"})
+SHORT_LAST: Final = _words(
+    "yes no ok okay sure done well fine good hi hey here now on off up out it you me him us true home bye said"
+    " ja nein gut klar da hier an aus zu auf ab nun gern oui non bien ici là fait sí vale hola aquí ya sì bene goed"
+)
+"""Short words that end a sentence often and are no abbreviation: a first sentence need not wait for what follows."""
 ORDINAL_BEFORE: Final = _words(
     "am der die das dem den des im vom zum zur beim bis ab seit jeder jede jedes jeden jedem ein eine einen einem kein"
     " mein dein sein ihr unser euer diesem dieser diesen dieses"

@@ -7,7 +7,7 @@ German ordinals nor quotes, brings a compiled dependency, or wants the whole tex
 import re
 from typing import Final, Literal, NamedTuple
 
-from piagent_daemon.abbreviations import ALWAYS, BEFORE_NUMBER, MONTHS, OFTEN_LAST, ORDINAL_BEFORE, STARTERS
+from piagent_daemon import abbreviations as known
 
 WIDE: Final = "。！？｡"
 ENDERS: Final = f".!?…؟।॥۔։{WIDE}"
@@ -34,6 +34,8 @@ _ENDS: Final = re.compile(rf"[{ENDERS}]+")
 _SOLID: Final = re.compile(r"\S")
 _NEXT_WORD: Final = re.compile(r"[\s*_~\"'“„«‘(\[¿¡]*([^\W\d_]+(?:['’][^\W\d_]+)?)")
 _ACRONYM: Final = re.compile(r"(?:[^\W\d_]\.-?)+[^\W\d_]")
+_ZONE: Final = re.compile(r"[A-Z]{1,3}T|UTC")
+_ELISION: Final = re.compile(r"\A(?:[cdjlmnst]|qu)['’](?=\w)", re.IGNORECASE)
 _ROMAN: Final = re.compile(r"[IVXLC]{2,}")
 _LIKELY_END: Final = re.compile(rf"[.!?؟।॥۔։{WIDE}][*_~]*\Z")
 _LIKELY_CLAUSE: Final = re.compile(r"(?<=[^\W\d_])[,;:،؛，；：、][*_~]*\Z")
@@ -89,7 +91,7 @@ class Finder:
         """Return the end of `text` when a sentence most probably ends there, else 0; `find` has just said 0.
 
         Where `find` waits for the next character to be certain, this does not. It is wrong for a name with a stop in
-        it (`node.js`) whose parts come one by one.
+        it (`config.yaml`) whose parts come one by one.
         """
         at = self._at
         token = (text[max(0, at - LONGEST_RUN) : at].split() or [""])[-1]
@@ -160,11 +162,11 @@ class Finder:
         go, cut = Verdict("go", after), Verdict("cut", after)
         word, before = _word(text, at)
         low = word.lower()
-        if not word or low in ALWAYS:
+        if not word or low in known.ALWAYS:
             return go
         if word.isdecimal() and self.fresh and text[:at].strip(_LEADING + " \n") == word:
             return go
-        if low in BEFORE_NUMBER or low.endswith("str"):
+        if low in known.BEFORE_NUMBER or low.endswith("str"):
             if begins is None:
                 return WAIT
             if begins.isdecimal():
@@ -172,14 +174,16 @@ class Finder:
         if (len(word) == 1 and word.isalpha()) or _ACRONYM.fullmatch(word):
             if begins is None or begins.islower():
                 return go if begins else WAIT
+            if low in known.HOURS:
+                return _after_hour(text, after)
             unit = before[-1:].isdecimal() or text[at - len(word) - 1 : at - len(word)] in {"°", "º"}
-            return cut if unit or _is_wide(word) or low in OFTEN_LAST else _unless_starter(text, after)
+            return cut if unit or _is_wide(word) or low in known.OFTEN_LAST else _unless_starter(text, after)
         if word.isdecimal():
             return _number(text, after, word, before, begins)
-        if low in OFTEN_LAST or len(word) <= 4 or not word.isalpha() or _ROMAN.fullmatch(word):
+        if low in known.OFTEN_LAST or len(word) <= 4 or not word.isalpha() or _ROMAN.fullmatch(word):
             if begins is None:
                 return WAIT
-            small = begins.islower() or (low in OFTEN_LAST and begins.isdecimal())
+            small = begins.islower() or (low in known.OFTEN_LAST and begins.isdecimal())
             return go if small and word[-1].isalnum() else cut
         return cut
 
@@ -272,8 +276,20 @@ def _number(text: str, after: int, word: str, before: str, begins: str | None) -
     if found.end() == len(text):
         return WAIT if found.end() - after < LONGEST_RUN else cut
     following = found[1].lower()
-    ordinal = following in MONTHS or (before.lower().strip(_LEADING) in ORDINAL_BEFORE and following not in STARTERS)
+    after_article = before.lower().strip(_LEADING) in known.ORDINAL_BEFORE
+    ordinal = following in known.MONTHS or (after_article and following not in known.STARTERS)
     return go if ordinal else cut
+
+
+def _after_hour(text: str, after: int) -> Verdict:
+    """Go on to what tells more of a time: a day, a month, or a zone such as PST."""
+    found = _NEXT_WORD.match(text, after)
+    if found is None:
+        return Verdict("cut", after)
+    if found.end() == len(text):
+        return WAIT if found.end() - after < LONGEST_RUN else Verdict("cut", after)
+    word = found[1]
+    return Verdict("go" if word.lower() in known.DAYS | known.MONTHS or _ZONE.fullmatch(word) else "cut", after)
 
 
 def _unless_starter(text: str, after: int) -> Verdict:
@@ -284,7 +300,7 @@ def _unless_starter(text: str, after: int) -> Verdict:
     if found.end() == len(text):
         return WAIT if found.end() - after < LONGEST_RUN else Verdict("go", after)
     initial = len(found[1]) == 1 and text[found.end()] == "."
-    return Verdict("cut" if found[1].lower() in STARTERS and not initial else "go", after)
+    return Verdict("cut" if found[1].lower() in known.STARTERS and not initial else "go", after)
 
 
 def _word(text: str, at: int) -> tuple[str, str]:
@@ -293,6 +309,7 @@ def _word(text: str, at: int) -> tuple[str, str]:
     if not words or text[at - 1].isspace():
         return "", ""
     word = re.split(r"[—–/(\[“„\"]", words[-1].rstrip(_MARKUP))[-1].strip(_LEADING)
+    word = _ELISION.sub("", word)
     return word, words[-2] if len(words) > 1 else ""
 
 
@@ -300,7 +317,9 @@ def _plain_word(text: str, at: int) -> bool:
     """Tell whether the full stop at `at` follows an ordinary word, which nothing but a new sentence can follow."""
     token = (text[max(0, at - LONGEST_RUN) : at].split() or [""])[-1]
     word, low = token.strip(_LEADING), token.strip(_LEADING).lower()
-    if low in ALWAYS | BEFORE_NUMBER | OFTEN_LAST or low.endswith("str") or _ROMAN.fullmatch(word):
+    if low in known.ALWAYS | known.BEFORE_NUMBER | known.OFTEN_LAST or low.endswith("str") or _ROMAN.fullmatch(word):
+        return False
+    if len(word) <= 4 and low not in known.SHORT_LAST:  # "Sat.", "tbsp.", "www.": the next sign will tell
         return False
     letters = word.replace("-", "").replace("’", "").replace("'", "")
     return not text[at - 1 : at].isspace() and len(word) > 1 and letters.isalpha()

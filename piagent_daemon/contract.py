@@ -84,7 +84,7 @@ class CancelRequest(Noun):
     """
 
     id: Id | None = None
-    spoken_index: int | None = Field(default=None, ge=-1)
+    spoken_index: int | None = Field(default=None, ge=-1, strict=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ events

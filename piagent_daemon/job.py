@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
 from piagent_daemon.agents import Agent
-from piagent_daemon.contract import ErrorEvent, Event, Request
+from piagent_daemon.contract import ErrorEvent, Event, Request, Sentences
 from piagent_daemon.errors import PiagentError
 from piagent_daemon.ports import Channel, Clock
 from piagent_daemon.values import Message
@@ -69,9 +69,16 @@ class Job:
     work: "Callable[[Job], AsyncGenerator[Event, None]] | None" = None
     parts: list[str] = field(default_factory=list, repr=False)
     """The text that was streamed."""
-    alarm: asyncio.TimerHandle | None = field(default=None, repr=False)
-    """Rings when the request has waited too long."""
+    filled: bool = False
+    """The agent's filler was said while it waited."""
+    alarms: list[asyncio.TimerHandle] = field(default_factory=list, repr=False)
+    """Ring while it waits: when it has waited too long, and when the filler is due."""
     _close: Callable[[], None] | None = field(default=None, repr=False)
+
+    @property
+    def stream(self) -> bool | Sentences | None:
+        """Return how the answer is wanted, None where neither the request nor the agent says so."""
+        return self.agent.stream if self.request.stream is None else self.request.stream
 
     @property
     def alone(self) -> bool:
@@ -87,9 +94,9 @@ class Job:
 
     def disarm(self) -> None:
         """Need no alarm any more; one that is still set would hold the whole request in memory."""
-        if self.alarm:
-            self.alarm.cancel()
-            self.alarm = None
+        for alarm in self.alarms:
+            alarm.cancel()
+        self.alarms.clear()
 
     def attach(self, close: Callable[[], None]) -> None:
         """Name what has to be closed when this job is stopped."""

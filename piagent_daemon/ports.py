@@ -104,7 +104,7 @@ class ConversationStore(Protocol):
         """Store a terminal event and the turns that belong to it, all or nothing, durable when this returns."""
 
     async def shorten(self, conversation_id: str, length: int, heard: int) -> None:
-        """Keep the first `heard` characters of the newest answer, as an interrupted one; 0 forgets it and its question.
+        """Keep the first `heard` characters of the newest answer, as an interrupted one; its question stays.
 
         Nothing happens unless that answer has `length` characters.
         """

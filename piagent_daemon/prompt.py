@@ -23,6 +23,9 @@ log = logging.getLogger("piagent.prompt")
 INTERRUPTS: Final = "[interrupts you]"
 """Before what somebody said who cut the answer off; it stays there in all later prompts."""
 
+UNHEARD: Final = "…"
+"""Stands for an answer of which nothing was heard: servers refuse an empty message."""
+
 _TAGS: Final = re.compile(
     r"<(?=\s*+/?+\s*+(?:system|user|assistant)\b"  # our own; possessive, so that no text makes it slow
     r"|\||/?s>|<?/?SYS>|/?(?:start|end)_of_turn>)"  # those of Llama, Qwen, Mistral and Gemma
@@ -43,7 +46,10 @@ def build(
     images = tuple(image_base64(image) for image in request.images)
     return (
         Message("system", agent.system),
-        *(Message(turn.role, _told(turn.content, before)) for before, turn in zip((None, *turns), turns, strict=False)),
+        *(
+            Message(turn.role, _told(turn.content or UNHEARD, before))
+            for before, turn in zip((None, *turns), turns, strict=False)
+        ),
         Message("user", _told(f"{text}\n\n{facts}" if facts else text, turns[-1] if turns else None), images),
     )
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from piagent_daemon.admission import refusal, wants_silence
-from piagent_daemon.contract import Accepted, ErrorEvent, Event, QueueHealth
+from piagent_daemon.contract import Accepted, ErrorEvent, Event, QueueHealth, Sentence
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import Busy, Cancelled, Expired, InternalError, PiagentError, ShuttingDown
 from piagent_daemon.health import Tally
@@ -22,6 +22,7 @@ from piagent_daemon.ports import Channel, Clock, ConversationStore
 from piagent_daemon.spoken import Spoken
 from piagent_daemon.turn import Assistant, Config
 from piagent_daemon.values import Incoming, Outcome, Ticket
+from piagent_daemon.waiting import first_of
 
 log = logging.getLogger("piagent.scheduler")
 
@@ -151,7 +152,10 @@ class Scheduler:
             self._ready.append(lane)
         if job.request.expires_s is not None:
             left = job.request.expires_s - (self._clock.monotonic() - job.received)
-            job.alarm = asyncio.get_running_loop().call_later(max(0.0, left), self._expire, lane, job)
+            job.alarms.append(asyncio.get_running_loop().call_later(max(0.0, left), self._expire, lane, job))
+        if job.agent.filler and job.stream == "sentences":
+            left = float(job.agent.filler["seconds"]) - (self._clock.monotonic() - job.received)
+            job.alarms.append(asyncio.get_running_loop().call_later(max(0.0, left), self._fill, lane, job))
         self._dispatch()
 
     def _has_room(self, lane: Lane, job: Job) -> bool:
@@ -280,6 +284,12 @@ class Scheduler:
         if job in lane.waiting:
             self._drop(lane, job, Expired(f"The request waited longer than {job.request.expires_s:g} seconds."))
 
+    def _fill(self, lane: Lane, job: Job) -> None:
+        """Say the agent's filler for a request that still waits."""
+        if job in lane.waiting and job.agent.filler:
+            job.filled = True
+            self._send(job, job.stamp(Sentence, text=str(job.agent.filler["text"]), index=0))
+
     def _drop(self, lane: Lane, job: Job, why: PiagentError) -> None:
         lane.waiting.remove(job)
         self._waiting -= 1
@@ -324,7 +334,7 @@ class Scheduler:
                 self._waiting -= 1
                 job.channel.abandon()
         self._look_idle()
-        await _first_of(self._idle.wait(), hurry.wait(), timeout_s=grace_s)
+        await first_of(self._idle.wait(), hurry.wait(), timeout_s=grace_s)
         for lane in list(self._lanes.values()):
             for job in list(lane.waiting):
                 self._drop(lane, job, ShuttingDown("The daemon stops; ask again in a moment."))
@@ -337,12 +347,3 @@ class Scheduler:
                 job.stop("shutdown")
         if left := [*self._tasks.values(), *self._errands]:
             await asyncio.wait(left, timeout=STOP_S)
-
-
-async def _first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -175,10 +175,9 @@ class Assistant:
 
     async def _stream(self, job: Job, run: Run, plan: Plan, call: Call) -> AsyncGenerator[Event, None]:
         settings, loop = self._config.settings, asyncio.get_running_loop()
-        wanted = job.request.stream if job.request.stream is not None else job.agent.stream
-        if wanted == "sentences" and run.voice is None:
+        if job.stream == "sentences" and run.voice is None:
             run.voice = _voice(job, run)
-        run.chunks, voice = wanted is None or wanted is True, run.voice
+        run.chunks, voice = job.stream is None or job.stream is True, run.voice
         interval_s = 0.0 if voice else settings.chunk_interval_ms / 1000
         deadline = run.started + settings.total_timeout_s
         limit = plan.request.options["num_predict"] * CHARS_PER_TOKEN
@@ -260,7 +259,8 @@ class Assistant:
             job.conversation_id, job.request_id, final.encode(), agent=job.request.agent, epoch=conversation.epoch
         )
         settings = self._config.settings
-        if not settings.enable_memory or not final.reply.strip():
+        cancelled = final.finish_reason == "cancelled"
+        if not settings.enable_memory or not (final.reply.strip() or cancelled):
             return outcome
         now = self._clock.now()
         new = (
@@ -269,7 +269,7 @@ class Assistant:
                 "assistant",
                 final.reply,
                 now,
-                interrupted=final.finish_reason == "cancelled",
+                interrupted=cancelled,
                 tokens=final.usage.completion_tokens or None,
             ),
         )

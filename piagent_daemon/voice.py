@@ -14,8 +14,8 @@ class Voice:
     def __init__(self, job: Job, asked_at: float) -> None:
         self._job = job
         self._splitter = Splitter()
-        self._index = 0
-        filler = job.agent.filler
+        self._index = int(job.filled)
+        filler = None if job.filled else job.agent.filler
         self._filler = str(filler["text"]) if filler else ""
         self.filler_at = asked_at + float(filler["seconds"]) if filler else NEVER
 

@@ -1,6 +1,8 @@
 """Waiting for something, but not for ever."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 
 async def woken(event: asyncio.Event, seconds: float) -> bool:
@@ -15,3 +17,13 @@ async def woken(event: asyncio.Event, seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
+    """Wait for one of several, at most `timeout_s` seconds; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

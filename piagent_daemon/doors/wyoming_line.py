@@ -90,8 +90,8 @@ class Line:
         self._cancel()
 
     def _cancel(self) -> None:
-        if self._reply and self._reply.ids:
-            self._around.intake.cancel(*self._reply.ids)
+        if self._reply and self._reply.ids:  # it heard nothing: Home Assistant speaks only what is handled
+            self._around.intake.cancel(*self._reply.ids, -1)
 
     # --------------------------------------------------------------------------------------------------------- reading
 

@@ -101,8 +101,7 @@ class Histories:
         if history is None or not turns or turns[-1].role != "assistant" or len(turns[-1].content) != length:
             return
         answer = turns[-1]._replace(content=turns[-1].content[:heard], interrupted=True, tokens=None)
-        kept = (*turns[:-1], answer) if heard else turns[:-2]
-        self._put(conversation_id, replace(history, turns=encode(kept), count=len(kept)))
+        self._put(conversation_id, replace(history, turns=encode((*turns[:-1], answer))))
 
     def clear(self, conversation_id: str | None = None) -> int:
         """Forget one or all; answers that are running now will not be remembered either."""

@@ -168,8 +168,8 @@ async def test_20_something_else_at_the_port(house: HouseFactory) -> None:
             ill = await home.health(lambda now: now["reasons"], start=before)
             assert ill["provider"]["error"].isprintable()
             home.server.mode = "ok"
-            await home.good()
             await home.well(f"after {mode}")
+            await home.good()
 
 
 REFUSALS: Final = {

@@ -82,6 +82,18 @@ async def test_an_agent_with_a_filler_and_stop_phrases(
     assert spoken(events) == ["One moment.", "At your service.", "Sir."]
     assert (final["reply"], final["speech"]) == ("At your service. Sir.", "At your service. Sir.")
     assert await turns(observer, "hall") == [("Come here", False), ("At your service. Sir.", False)]
+    # also where the question waits for its turn
+    model_server.next(tokens=tokenise("Wait. " * 40), tokens_per_s=40)
+    await observer.publish(f"{observer.base}/k/in", {"message": "Count", "id": "long"})
+    await observer.wait(lambda one: one.field("request_id") == "long" and one.field("type") == "chunk")
+    model_server.next(reply="Here I am. Sir.")
+    waited = await observer.ask("hall", {"message": "Come", "agent": "butler"})
+    assert spoken(waited) == ["One moment.", "Here I am.", "Sir."]
+    assert [event["index"] for event in waited if event["type"] == "sentence"] == [0, 1, 2]
+    assert check_answer(waited)["speech"] == "Here I am. Sir."
+    filler = next(one for one in observer.messages if one.field("type") == "sentence" and one.json == waited[1])
+    end = next(one for one in observer.messages if one.field("request_id") == "long" and one.field("type") == "final")
+    assert filler.time < end.time
     # without sentences nothing is filled in
     model_server.next(reply="Again.", first_token_delay_s=0.6)
     assert spoken(await observer.ask("hall", {"message": "Again", "stream": True})) == []

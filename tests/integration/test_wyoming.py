@@ -208,6 +208,9 @@ async def test_a_dropped_connection_stops_the_model(
     await model_server.until(lambda server: server.questions[0].disconnected_at, 2)
     assert time.monotonic() - left < 0.5
     assert (await home.ask("Still there?", conversation_id="c1")).type == "handled"
+    said = [one["content"] for one in model_server.questions[1].body["messages"] if one["role"] != "system"]
+    assert said[:2] == ["Talk.", "…"], "nobody heard a word of it"
+    assert said[2].startswith("[interrupts you] Still there?")
     assert (await health(observer))["totals"]["cancelled"] == 1
     # also one that still waits for its turn
     model_server.next("endless", tokens_per_s=20)

@@ -471,7 +471,7 @@ async def settled(world: World) -> None:
     [
         (0, None, [("count", False), ("One is it.", True)]),
         (1, "r1", [("count", False), ("One is it. Two is it.", True)]),
-        (-1, None, []),
+        (-1, None, [("count", False), ("", True)]),
         (2, None, [("count", False), ("One is it. Two is it. Three is it.", False)]),
         (0, "other", [("count", False), ("One is it. Two is it. Three is it.", False)]),
     ],

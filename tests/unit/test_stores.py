@@ -135,8 +135,9 @@ async def test_the_newest_answer_can_be_cut_to_what_was_heard(store: Conversatio
     heard = Turn("assistant", "No.", NOW, interrupted=True)
     assert (await store.load("kitchen")).turns == (QUESTION, earlier, QUESTION, heard)
     await store.shorten("kitchen", 3, 0)
-    assert (await store.load("kitchen")).turns == (QUESTION, earlier)
-    assert (await store.conversations())[0].turns == 2
+    unheard = Turn("assistant", "", NOW, interrupted=True)
+    assert (await store.load("kitchen")).turns == (QUESTION, earlier, QUESTION, unheard)
+    assert (await store.conversations())[0].turns == 4
     assert store.count() == 1
 
 

@@ -256,7 +256,7 @@ async def test_a_job_stopped_before_it_began_is_a_cancelled_final(world: World) 
     job.stop("cancelled")
     last = final((await world.run(job))[-1])
     assert (last.finish_reason, last.reply) == ("cancelled", "")
-    assert await world.turns() == ()
+    assert [turn.content for turn in await world.turns()] == ["hello", ""]
 
 
 async def test_a_shutdown_is_an_error_with_the_partial_text(world: World) -> None:
@@ -392,14 +392,18 @@ async def test_only_what_was_spoken_is_remembered(world: World, index: int, kept
     assert (await world.turns())[1].content == kept
 
 
-async def test_when_nothing_was_spoken_nothing_is_remembered(world: World) -> None:
+async def test_when_nothing_was_spoken_the_question_is_remembered(world: World) -> None:
     world.provider.script = lambda _: [Delta("One is here. Two"), asyncio.Event()]
     job, events = world.job(stream="sentences"), []
     async for event in world.assistant.answer(job):
         events.append(event)
         job.stop("cancelled", -1)
     assert final(events[-1]).reply == ""
-    assert await world.turns() == ()
+    assert [(turn.content, turn.interrupted) for turn in await world.turns()] == [("hello", False), ("", True)]
+    world.provider.script = lambda _: answer("ok")
+    await world.ask("in German please")
+    said = [message.content for message in world.provider.asked[-1].messages]
+    assert said == ["Be brief.", "hello", "…", "[interrupts you] in German please"]
 
 
 async def test_the_model_is_told_that_it_was_interrupted(world: World) -> None:
