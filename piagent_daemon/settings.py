@@ -274,6 +274,8 @@ def load_settings(config: Path | None = None, *, environ: Mapping[str, str] | No
     problems = reader.problems
     tables = _tables(reader, found, problems)
     origins = {name: found[name].origin if name in found else "default" for name in Settings.model_fields}
+    if reader.tables is not None:
+        origins["providers"] = str(reader.tables.path)
     settings = None
     try:
         settings = Settings(**{name: value.value for name, value in found.items()}).with_providers(tables)

@@ -41,7 +41,9 @@ _EMOJIS = rf"[{_EMOJI}][{_EMOJI}\u200d\ufe0f\u20e3]*|[\ufe0f\u20e3]"
 _SPECIAL = r"<\|[^<>|]*\|>"
 _ADDRESS = r"<((?:https?|ftp)://[^<>\s]*)>"
 _BREAK = r"(?i)</?(?:br|p|li|div|tr|td|h[1-6])(?![a-z0-9])[^<>]*>(?=[^\W_])"
-_TAG = r"</?[A-Za-z][^<>]*>"
+_MAIL = r"<([^<>\s@]+@[^<>\s@]+)>"
+_TAG = r"</?[A-Za-z][\w:-]*\s*/?>|</?[A-Za-z][^<>]*=[^<>]*>|(?<![^\W_])</?[A-Za-z][^<>]*>"
+"""`x<y and z>w` is none: it begins within a word, and is neither short nor has it attributes."""
 _FOOTNOTE = r"\[\^[^\[\]\s]*\]"
 _LINK = r"!?\[([^\[\]]*)\](?:\([^()\n]*(?:\([^()\n]*\)[^()\n]*)?\)|\[[^\[\]\n]*\])"
 _URL = (
@@ -110,7 +112,7 @@ def _inline(text: str, context: str) -> str:
     if "\\" in text:
         text = re.sub(_ESCAPE, "", text)
     if "<" in text:
-        text = re.sub(_ADDRESS, r"\1", re.sub(_SPECIAL, "", text))
+        text = re.sub(_MAIL, r"\1", re.sub(_ADDRESS, r"\1", re.sub(_SPECIAL, "", text)))
         text = re.sub(_TAG, "", re.sub(_BREAK, " ", text))
     if "[" in text:
         text = re.sub(_LINK, r"\1", re.sub(_FOOTNOTE, "", text))

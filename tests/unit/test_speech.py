@@ -81,6 +81,19 @@ def test_any_text_is_spoken_without_markup(text: str) -> None:
     expects_reply(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("if x<y and z>w then go", "if x<y and z>w then go"),
+        ("Write to <mail@example.com> now.", "Write to mail@example.com now."),
+        ("H<sub>2</sub>O is <b class='x'>wet</b>.", "H2O is wet."),
+        ("<details open>It is.</details>", "It is."),
+    ],
+)
+def test_what_is_a_tag_and_what_is_not(text: str, spoken: str) -> None:
+    assert speakable(text) == spoken
+
+
 @given(st.text(st.characters(codec=None)))
 def test_any_character_at_all(text: str) -> None:
     assert speakable(speakable(text)) == speakable(text)
