@@ -11,6 +11,7 @@ from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.doors import hermes_words as words
 from piagent_daemon.doors.mqtt_reply import Receipt
 from piagent_daemon.errors import Cancelled
+from piagent_daemon.sentences import Splitter
 
 Publish = Callable[[words.Said, Callable[[], None]], None]
 
@@ -107,8 +108,10 @@ class Reply:
             said = words.continue_session if ask else words.end_session
             self._tell(said(self.asked, text))
         else:
-            if not self._sentences:
-                self._say(text, str(uuid4()))
+            if not self._sentences:  # the session was over before the answer came
+                splitter = Splitter()
+                for sentence in splitter.feed(text) + splitter.close() or [text]:
+                    self._say(sentence, str(uuid4()))
             if self.asked.kind == "query":
                 self._tell(words.intent(self.asked, text))
         self._end()

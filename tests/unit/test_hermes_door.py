@@ -277,8 +277,8 @@ async def test_the_end_of_a_session_stops_its_answer_or_lets_it_be_said() -> Non
     assert [conversation_id for conversation_id, _ in world.engine.cancelled] == ["s1"]
     await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s2"})
     await world.hear("hermes/dialogueManager/sessionEnded", {"sessionId": "s2", "termination": {"reason": "timeout"}})
-    world.answer("It is warm.")
-    assert [(topic, said["text"]) for topic, said in world.said] == [(SAY, "It is warm.")]
+    world.answer("It is warm. It stays so.")
+    assert [(topic, said["text"]) for topic, said in world.said] == [(SAY, "It is warm."), (SAY, "It stays so.")]
 
 
 async def test_a_session_belongs_to_its_newest_question() -> None:

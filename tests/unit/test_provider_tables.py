@@ -72,6 +72,7 @@ def test_the_first_rung_s_model_and_window_are_those_of_the_settings() -> None:
     loaded = load(TWO)
     assert (loaded.settings.ollama_model_general, loaded.settings.ctx_tokens) == ("qwen2.5:14b", 16384)
     assert loaded.origins["ollama_model_general"] == "piagent.toml:3 [providers.office] model"
+    assert loaded.origins["providers"].endswith("piagent.toml")
     same = load(TWO, OLLAMA_MODEL_GENERAL="qwen2.5:14b")
     assert same.origins["ollama_model_general"] == "environment OLLAMA_MODEL_GENERAL"
 
