@@ -128,6 +128,7 @@ async def test_31_many_large_requests(house: HouseFactory) -> None:
     async with house() as home:
         home.server.next("hang")
         await home.post("first", id="first")
+        await home.server.until(lambda server: server.questions)
         ids = [await home.post(f"room{number}", files=files, wait=False) for number in range(15)]
         await home.observer.wait(lambda one: one.field("code") == "busy", 20)
         await home.now()
