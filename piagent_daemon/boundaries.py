@@ -37,6 +37,8 @@ _ACRONYM: Final = re.compile(r"(?:[^\W\d_]\.-?)+[^\W\d_]")
 _ZONE: Final = re.compile(r"[A-Z]{1,3}T|UTC")
 _ELISION: Final = re.compile(r"\A(?:[cdjlmnst]|qu)['’](?=\w)", re.IGNORECASE)
 _ROMAN: Final = re.compile(r"[IVXLC]{2,}")
+_ENTITY: Final = re.compile(r"&#?\w{2,6}\Z")
+"""`&amp` before its semicolon."""
 _LIKELY_END: Final = re.compile(rf"[.!?؟।॥۔։{WIDE}][*_~]*\Z")
 _LIKELY_CLAUSE: Final = re.compile(r"(?<=[^\W\d_])[,;:،؛，；：、][*_~]*\Z")
 
@@ -100,6 +102,8 @@ class Finder:
         if _LIKELY_END.match(text, at):
             return len(text) if text[at] != "." or _plain_word(text, at) else 0
         if clauses and at < CLAUSE_REACH and _LIKELY_CLAUSE.match(text, at):
+            if text[at] == ";" and _ENTITY.search(text[max(0, at - 8) : at]):
+                return 0
             scheme = text[at] == ":" and text[max(0, at - 6) : at].lower().endswith(("http", "https", "ftp", "mailto"))
             japanese = text[at] != "、" or _has_kana(text[:at])
             return len(text) if japanese and not scheme and _weight(text[:at]) >= CLAUSE_CHARS else 0
@@ -243,7 +247,7 @@ def _past_tag(text: str, at: int) -> Verdict:
 def _clause(text: str, at: int) -> Verdict:
     sign, end = text[at], at + 1
     go = Verdict("go", end)
-    if at >= CLAUSE_REACH:
+    if at >= CLAUSE_REACH or (sign == ";" and _ENTITY.search(text[max(0, at - 8) : at])):
         return go
     if sign in "，；：、":
         long_enough = _weight(text[:at]) >= CLAUSE_CHARS and (sign != "、" or _has_kana(text[:at]))

@@ -18,8 +18,8 @@ HEAD: Final = 300
 """A line must have said what it is after so many characters."""
 CONTEXT: Final = 500
 
-_OPENINGS: Final = {"<think>": "</think>", "<thinking>": "</thinking>", "<!--": "-->"}
-_THOUGHT_TAGS: Final = (*_OPENINGS, "</think>", "</thinking>")
+_OPENINGS: Final = {"<think>": "</think>", "<thinking>": "</thinking>", "<reasoning>": "</reasoning>", "<!--": "-->"}
+_THOUGHT_TAGS: Final = (*_OPENINGS, "</think>", "</thinking>", "</reasoning>")
 _MARKER: Final = re.compile(r"(?:[-*+•]|#{1,6})(?:\s+|$)|>\s*|\[[ xX]\]\s+")
 _BARE_MARKER: Final = re.compile(r"(?:[-*+•]|#{1,6}|\[|\[[ xX]\]?)?")
 _NUMBER_BEGINS: Final = re.compile(r"\d{1,9}[.)]?")

@@ -6,7 +6,7 @@ PASSES = 4
 """One pass is enough for what models write; a text that hides markup in markup is then stripped of every sign."""
 
 # Patterns are plain strings, which `re` compiles and keeps when they are first used: most replies need none of them.
-_THOUGHTS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<!--", "-->"))
+_THOUGHTS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"), ("<!--", "-->"))
 _EMOJI = (
     "\U0001f000-\U0001faff\U000e0020-\U000e007f\u2600-\u27bf\u2b00-\u2bff\u231a\u231b\u23cf\u23e9-\u23fa"
     "\u25aa\u25ab\u25b6\u25c0\u25fb-\u25fe\u2934\u2935\u3030\u303d\u3297\u3299"
@@ -41,6 +41,8 @@ _EMOJIS = rf"[{_EMOJI}][{_EMOJI}\u200d\ufe0f\u20e3]*|[\ufe0f\u20e3]"
 _SPECIAL = r"<\|[^<>|]*\|>"
 _ADDRESS = r"<((?:https?|ftp)://[^<>\s]*)>"
 _BREAK = r"(?i)</?(?:br|p|li|div|tr|td|h[1-6])(?![a-z0-9])[^<>]*>(?=[^\W_])"
+_ENTITY = r"&(?:amp;)*(amp|nbsp|lt|gt|quot|apos|#39);"
+_ENTITIES = {"amp": "&", "nbsp": " ", "lt": "<", "gt": ">", "quot": '"', "apos": "'", "#39": "'"}
 _MAIL = r"<([^<>\s@]+@[^<>\s@]+)>"
 _TAG = r"</?[A-Za-z][\w:-]*\s*/?>|</?[A-Za-z][^<>]*=[^<>]*>|(?<![^\W_])</?[A-Za-z][^<>]*>"
 """`x<y and z>w` is none: it begins within a word, and is neither short nor has it attributes."""
@@ -54,7 +56,7 @@ _TIMES = r"(?<=\d) ?\* ?(?=\d)"
 _STRIKE = r"~~+"
 _ESCAPE = r"\\(?=[!-/:-@\[-`{-~])"
 _UNDERLINE = r"(?<![^\W_])_+|_+(?![^\W_])"
-_ACTIVE = r"(?i)[<>\[*`|\\#_]|~~|\A[-+•=]|://|www\."
+_ACTIVE = r"(?i)&(?:amp|nbsp|lt|gt|quot|apos|#39);|[<>\[*`|\\#_]|~~|\A[-+•=]|://|www\."
 _SIGNS = r"(?i)[<>\[\]*`~|\\#_+•=-]|://|www\."
 _ASKED = rf"[{_QUESTIONS}][{_QUESTIONS}!！\s\"'“”‘’«»‹›„)\]}}）」』*_`~\u200d\ufe0f{_EMOJI}]*\Z"
 _ASKED_IN_GREEK = r"[\u0370-\u03ff\u1f00-\u1fff];[\s\"'”’»*_]*\Z"
@@ -111,6 +113,8 @@ def _inline(text: str, context: str) -> str:
         text = re.sub(_EMOJIS, "", text)
     if "\\" in text:
         text = re.sub(_ESCAPE, "", text)
+    if "&" in text:
+        text = re.sub(_ENTITY, lambda found: _ENTITIES[found[1]], text)
     if "<" in text:
         text = re.sub(_MAIL, r"\1", re.sub(_ADDRESS, r"\1", re.sub(_SPECIAL, "", text)))
         text = re.sub(_TAG, "", re.sub(_BREAK, " ", text))

@@ -129,6 +129,10 @@ JAPANESE: list[Case] = [
     ("はい。『本。第一』を読む。", ["はい。", "『本。第一』を読む。"]),
     ("これを見てください https://a.jp です。", ["これを見てください リンク です。"]),
 ]
+ENTITIES: list[Case] = [
+    ("The little Tom &amp; Jerry run. Good.", ["The little Tom & Jerry run.", "Good."]),
+    ("<reasoning>He wants tea.</reasoning>Tea is ready. Good.", ["Tea is ready.", "Good."]),
+]
 OTHERS: list[Case] = [
     ("نعم، الضوء مضاء الآن. هل تريد شيئا آخر؟ حسنا.", ["نعم، الضوء مضاء الآن.", "هل تريد شيئا آخر؟", "حسنا."]),
     ("यह ठीक है। क्या आप आएंगे? हाँ।", ["यह ठीक है।", "क्या आप आएंगे?", "हाँ।"]),
@@ -165,7 +169,7 @@ MARKUP: list[Case] = [
     ("😀 👍", []),
     ("✅ Done. ☀️ Sunny.", ["Done.", "Sunny."]),
 ]  # fmt: skip
-CASES = [*ENGLISH, *HOURS_OF_THE_DAY, *GERMAN, *FRENCH, *SPANISH, *CHINESE, *JAPANESE, *OTHERS, *MARKUP]
+CASES = [*ENGLISH, *HOURS_OF_THE_DAY, *GERMAN, *FRENCH, *SPANISH, *CHINESE, *JAPANESE, *OTHERS, *ENTITIES, *MARKUP]
 
 
 def spoken(pieces: Iterable[str]) -> list[str]:

@@ -88,6 +88,8 @@ def test_any_text_is_spoken_without_markup(text: str) -> None:
         ("Write to <mail@example.com> now.", "Write to mail@example.com now."),
         ("H<sub>2</sub>O is <b class='x'>wet</b>.", "H2O is wet."),
         ("<details open>It is.</details>", "It is."),
+        ("Tom &amp; Jerry&nbsp;run &lt;b&gt;here&lt;/b&gt;.", "Tom & Jerry run here."),
+        ("<reasoning>He wants tea.</reasoning>Tea is ready.", "Tea is ready."),
     ],
 )
 def test_what_is_a_tag_and_what_is_not(text: str, spoken: str) -> None:
