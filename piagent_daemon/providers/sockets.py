@@ -43,9 +43,11 @@ class TcpBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect within `timeout` seconds. Raises httpcore.ConnectTimeout or ConnectError."""
         loop = asyncio.get_running_loop()
+        # A race of addresses that is cancelled at its end loses the winner's socket, and one address needs no race.
+        stagger_s = None if host.replace(".", "").isdecimal() or ":" in host else 0.25
         try:
             async with asyncio.timeout(timeout):
-                transport, stream = await loop.create_connection(TcpStream, host, port, happy_eyeballs_delay=0.25)
+                transport, stream = await loop.create_connection(TcpStream, host, port, happy_eyeballs_delay=stagger_s)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(str(error)) from error
         except OSError as error:

@@ -352,7 +352,7 @@ async def test_deadlines_close_the_stream(lab: Lab, mode: str, changes: dict[str
         assert words in str(error)
         assert bool(text) == (mode != "noheader")
         assert time.monotonic() - started < 1.5
-        await lab.server.until(lambda fake: fake.questions[0].disconnected)
+        await lab.server.until(lambda fake: fake.questions and fake.questions[0].disconnected)
 
 
 @pytest.mark.parametrize("mode", ["noheader", "hang", "endless"])
