@@ -83,7 +83,7 @@ FAKES: Final[dict[str, Callable[[str | None], Server]]] = {
     "custom": lambda key: FakeOpenAI(flavour="ollama", api_key=key),
     "anthropic": lambda key: FakeAnthropic(api_key=key),
 }
-assert client.httpx, "loaded by now: short deadlines are for the exchange alone"
+assert client.Http, "loaded by now, with httpx: short deadlines are for the exchange alone"
 REAL: Final = ("PIAGENT_TEST_OLLAMA", "PIAGENT_TEST_OPENAI")
 
 
