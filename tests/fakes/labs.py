@@ -13,7 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from piagent_daemon.ports import Provider
-from piagent_daemon.providers import client, make
+from piagent_daemon.providers import (
+    client,  # noqa: F401  loaded by now, with httpx: short deadlines are for the exchange alone
+    make,
+)
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.values import ChatRequest, Finish, Message
 from tests.fakes.anthropic import FakeAnthropic
@@ -83,7 +86,6 @@ FAKES: Final[dict[str, Callable[[str | None], Server]]] = {
     "custom": lambda key: FakeOpenAI(flavour="ollama", api_key=key),
     "anthropic": lambda key: FakeAnthropic(api_key=key),
 }
-assert client.Http, "loaded by now, with httpx: short deadlines are for the exchange alone"
 REAL: Final = ("PIAGENT_TEST_OLLAMA", "PIAGENT_TEST_OPENAI")
 
 
