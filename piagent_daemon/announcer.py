@@ -76,7 +76,7 @@ class Announcer:
         message = discovery.message(self._info(), settings, self._models) if settings.ha_discovery else b""
         if message != self._sent or (asked and message):
             self._sent = message
-            self._herald.announce(discovery.topic(settings), message)
+            self._herald.announce(discovery.topic(settings), lambda: message)
             log.debug("told Home Assistant about this daemon: %d bytes on %s", len(message), discovery.topic(settings))
 
     async def _look(self) -> None:

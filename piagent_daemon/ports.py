@@ -202,8 +202,11 @@ class FrontDoor(Protocol):
 class Herald(FrontDoor, Protocol):
     """The front door that also tells everybody how the daemon is, and says goodbye when it stops."""
 
-    def announce(self, topic: str, payload: bytes) -> None:
-        """Publish one retained message, now and after each reconnect; an empty one takes back what stands there."""
+    def announce(self, topic: str, payload: Callable[[], bytes]) -> None:
+        """Publish one retained message as it is then, now and after each reconnect.
+
+        An empty one takes back what stands there.
+        """
 
     def listen(self, topic: str, heard: Callable[[bytes], None]) -> None:
         """Hand over what comes on a topic of somebody else's; call it before `start`."""

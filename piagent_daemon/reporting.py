@@ -58,7 +58,7 @@ class Reporting:
         self._notifier = notifier
         self._topics = Topics(config.settings.mqtt_base_topic)
         self._wake = asyncio.Event()
-        self._last: tuple[object, ...] | None = None
+        self._told: tuple[object, ...] | None = None
 
     def health(self) -> Health:
         """Return the health of this moment."""
@@ -80,7 +80,7 @@ class Reporting:
 
     def introduce(self) -> None:
         """Publish what this daemon is."""
-        self._herald.announce(self._topics.info, self.info().encode())
+        self._herald.announce(self._topics.info, lambda: self.info().encode())
 
     def changed(self) -> None:
         """Look again soon: something may have changed."""
@@ -94,22 +94,30 @@ class Reporting:
             self._publish()
             pause_s = min(self._config.settings.health_interval_s, self._tally.passes_in_s)
             if not await woken(self._wake, pause_s):
-                self._last = None
+                self._told = None
 
     def _publish(self) -> None:
         health = self.health()
         self._notifier.status(self._status(health))
-        seen = (health.status, health.reasons, health.protocol, health.provider)
-        if seen == self._last:
-            return
-        self._last = seen
-        self._herald.announce(self._topics.health, health.encode())
+        if _essence(health) != self._told:
+            self._herald.announce(self._topics.health, self._tell)
+
+    def _tell(self) -> bytes:
+        """Return the health of this moment as it goes out."""
+        health = self.health()
+        self._told = _essence(health)
+        return health.encode()
 
     def _status(self, health: Health) -> str:
         if not self._herald.state.connected:
             return f"waiting for the broker: {self._herald.state.detail or 'not connected'}"
         counts = f"{health.totals.replies} answered, {health.queue.active} active, {health.queue.waiting} waiting"
         return f"{health.status}: {', '.join(health.reasons)}; {counts}" if health.reasons else f"ok; {counts}"
+
+
+def _essence(health: Health) -> tuple[object, ...]:
+    """Return the part of it whose change is told at once."""
+    return (health.status, health.reasons, health.protocol, health.provider)
 
 
 def describe(config: Config) -> Info:

@@ -53,7 +53,7 @@ class MqttDoor:
         self._ready = asyncio.Event()
         self._filters = self._topics.filters
         self._ears: set[str] = set()
-        self._announced: dict[str, bytes] = {}
+        self._announced: dict[str, Callable[[], bytes]] = {}
         self._unheard: set[str] = set()
         self._leaving = False
         self._unsubscribed = False
@@ -90,8 +90,8 @@ class MqttDoor:
         """Return when the subscriptions are acknowledged for the first time."""
         await self._ready.wait()
 
-    def announce(self, topic: str, payload: bytes) -> None:
-        """Publish a retained message, now and after each reconnect; an empty one takes back what stands there."""
+    def announce(self, topic: str, payload: Callable[[], bytes]) -> None:
+        """Publish a retained message, now and after each reconnect; see `ports.Herald`."""
         if self._leaving:
             return  # the goodbye is the last word
         self._announced[topic] = payload
@@ -99,12 +99,14 @@ class MqttDoor:
             self._publish_announced(topic)
 
     def _publish_announced(self, topic: str) -> None:
+        payload = self._announced[topic]()
+
         def done(code: int) -> None:
-            if code == NOT_AUTHORIZED and self._announced[topic] and topic not in self._unheard:
+            if code == NOT_AUTHORIZED and payload and topic not in self._unheard:
                 self._unheard.add(topic)
                 log.warning('the broker does not let us publish on "%s": allow this user to write it', topic)
 
-        self._publish(topic, self._announced[topic], done, retain=True)
+        self._publish(topic, payload, done, retain=True)
 
     def listen(self, topic: str, heard: Callable[[bytes], None]) -> None:
         """Hand over what comes on a topic of somebody else's; call it before `start`. A refusal is no trouble."""
@@ -130,7 +132,7 @@ class MqttDoor:
                 await self._link.outbox.quiet()
                 self._leaving = True
                 if self._link.connected:
-                    self._announced[self._topics.health] = self._will
+                    self._announced[self._topics.health] = lambda: self._will
                     self._publish_announced(self._topics.health)
                     await self._link.outbox.quiet()
         except TimeoutError:

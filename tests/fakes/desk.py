@@ -88,8 +88,8 @@ class Herald:
         self.alive = True
         self.announced: dict[str, bytes] = {}
 
-    def announce(self, topic: str, payload: bytes) -> None:
-        self.announced[topic] = payload
+    def announce(self, topic: str, payload: Callable[[], bytes]) -> None:
+        self.announced[topic] = payload()
 
     def listen(self, topic: str, heard: Callable[[bytes], None]) -> None:
         """Nobody else speaks here."""

@@ -96,6 +96,7 @@ async def test_a_start_primes_the_model_and_tells_everybody(
     assert state["totals"]["completion_tokens"] == record.tokens
     assert state["speed"]["first_token_s"] > 0
     assert state["speed"]["tokens_per_s"] > 0
+    assert {one["protocol"] for one in healths(observer)} == {"5"}, "also the very first names it"
     assert 10 < state["process"]["rss_mb"] < 100
     assert state["process"]["uptime_s"] > 0
     assert datetime.fromisoformat(state["started_at"]) < datetime.fromisoformat(state["ts"])
@@ -120,6 +121,7 @@ async def test_a_death_is_seen_and_a_quick_return_is_not(
     assert await process.stop() == 0
     old = await daemon(ollama_host=model_server.url, mqtt_protocol="311")  # its will knows no delay
     await health_like(observer, protocol="3.1.1")
+    assert {one["protocol"] for one in healths(observer) if one != OFFLINE} == {"5", "3.1.1"}
     died_at = time.monotonic()
     old.kill()
     gone = await health_like(observer, status="offline")

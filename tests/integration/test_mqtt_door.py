@@ -227,8 +227,8 @@ async def test_too_many_admin_requests_are_busy(mosquitto: Mosquitto, base_topic
 async def test_announcements_are_retained_and_come_again(mosquitto: Mosquitto, base_topic: str, protocol: str) -> None:
     engine = EchoEngine()
     door = make_door(mosquitto.port, engine, mqtt_base_topic=base_topic, mqtt_protocol=protocol)
-    door.announce(f"{base_topic}/health", b'{"status":"old"}')
-    door.announce(f"{base_topic}/health", b'{"status":"ok"}')
+    door.announce(f"{base_topic}/health", lambda: b'{"status":"old"}')
+    door.announce(f"{base_topic}/health", lambda: b'{"status":"ok"}')
     await door.start()
     await asyncio.wait_for(door.ready(), 5)
     async with Observer(mosquitto.port, base=base_topic) as observer:
@@ -250,7 +250,7 @@ async def test_the_goodbye_is_the_last_word(
 
     async def late() -> None:
         """Report health while the door closes, as the daemon's report may."""
-        door.announce(f"{base_topic}/health", b'{"status":"ok"}')
+        door.announce(f"{base_topic}/health", lambda: b'{"status":"ok"}')
 
     monkeypatch.setattr(door._clerk, "stop", late)
     await door.stop(5)
@@ -267,7 +267,7 @@ async def test_the_will_tells_of_a_death(mosquitto: Mosquitto, base_topic: str, 
     door = make_door(mosquitto.port, engine, mqtt_base_topic=base_topic, mqtt_protocol=protocol)
     await door.start()
     await asyncio.wait_for(door.ready(), 5)
-    door.announce(f"{base_topic}/health", b'{"status":"ok"}')
+    door.announce(f"{base_topic}/health", lambda: b'{"status":"ok"}')
     async with Observer(mosquitto.port, base=base_topic) as observer:
         await observer.subscribe(f"{base_topic}/health")
         await observer.wait(lambda message: message.field("status") == "ok")

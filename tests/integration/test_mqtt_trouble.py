@@ -165,7 +165,7 @@ async def test_nonsense_from_the_broker_leads_to_a_new_connection(monkeypatch: p
                 broker.drop()  # it waits for the rest of a packet that never comes
                 await until(functools.partial(is_past, door, generation))
             assert door.alive, number
-        door.announce("piagent/info", b"{}")
+        door.announce("piagent/info", lambda: b"{}")
         await until(lambda: broker.of(PUBLISH, "/info"))
 
 

@@ -31,8 +31,8 @@ class FakeHerald:
         self.said: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self.ears: dict[str, Callable[[bytes], None]] = {}
 
-    def announce(self, topic: str, payload: bytes) -> None:
-        self.said.put_nowait((topic, payload))
+    def announce(self, topic: str, payload: Callable[[], bytes]) -> None:
+        self.said.put_nowait((topic, payload()))
 
     def listen(self, topic: str, heard: Callable[[bytes], None]) -> None:
         self.ears[topic] = heard
