@@ -44,10 +44,10 @@ async def provider_health(parts: Parts, _: NoParams) -> Any:
 @takes(Diagnose)
 async def diagnose(parts: Parts, params: Diagnose) -> Any:
     """Check everything an answer needs; `checks` as in `piagent doctor --json`."""
-    agents, findings, there = parts.config.agents, [*_here(parts)], True
-    for name, rung in parts.ladder.known.items():
-        wanted = {agent.model for agent in agents.values() if agent.model and parts.ladder.name(agent.provider) == name}
-        async with aclosing(checks.server(rung.provider, parts.ladder.general(name), wanted)) as found:
+    findings, there = [*_here(parts)], True
+    for rung in parts.ladder.known.values():
+        models = parts.ladder.models(rung, parts.config.agents.values())
+        async with aclosing(checks.server(rung.provider, models)) as found:
             async for finding in found:
                 there = there and finding.state == "ok"
                 findings.append(finding)

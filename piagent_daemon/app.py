@@ -55,9 +55,9 @@ def build(loaded: Loaded) -> Daemon:
     assistant = Assistant(config, ladder, store, Ledger(), clock)
     scheduler = Scheduler(assistant, config, store, tally, clock)
     watch = ProviderWatch(ladder, config)
-    warmup = Warmup(provider, config, lambda: scheduler.idle)
+    warmup = Warmup(ladder, config, lambda: scheduler.idle)
     chooser = Chooser(config, store)
-    catalogue = Catalogue(provider, config)
+    catalogue = Catalogue(ladder, config)
     admin = AdminDesk()
     mqtt = doors.load("mqtt")(config.settings, scheduler, admin, clock, Offline().encode())
     front: list[FrontDoor] = [mqtt, *_further_doors(config, scheduler, clock, mqtt)]

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from piagent_daemon.errors import Busy, PiagentError
-from piagent_daemon.ports import Provider
+from piagent_daemon.ladder import Ladder
+from piagent_daemon.rung import Rung
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ModelInfo, ProviderState, PullProgress
 
@@ -24,46 +25,56 @@ LOG_S: Final = 30.0
 
 
 class Catalogue:
-    """Keeps `Config.models`; downloads and removes models, one download at a time."""
+    """Keeps `Config.models`, those of the first provider; downloads and removes models, one download at a time."""
 
-    def __init__(self, provider: Provider, config: Config) -> None:
+    def __init__(self, ladder: Ladder, config: Config) -> None:
         self.on_change: Callable[[], None] = _nothing
         """Called when the models are others than before."""
         self.on_arrival: Callable[[], None] = _nothing
         """Called when a model that was missing at start is there."""
-        self._provider = provider
+        self._ladder = ladder
         self._config = config
         self._wake = asyncio.Event()
         self._seen: tuple[bool, bool | None] = (False, None)
         self._listed_at: float | None = None
         self._download: Download | None = None
-        self._complete = False
+        self._list_due = False
+        self._complete: set[Rung] = set()
+        """Those that were seen to have what they shall have."""
 
     # -------------------------------------------------------------------------------------------------- what there is
 
-    def looked(self, state: ProviderState) -> None:
-        """Take what a look at the model server showed: the list is asked for when it may have changed."""
-        seen, before = (state.reachable, state.model_found), self._seen
-        self._seen = seen
-        now = asyncio.get_running_loop().time()
-        if state.reachable and (seen != before or self._listed_at is None or now - self._listed_at > LIST_S):
+    def looked(self, rung: Rung, state: ProviderState) -> None:
+        """Take what a look at a model server showed: the list is asked for when it may have changed."""
+        if rung is self._ladder.rungs[0]:
+            seen, before = (state.reachable, state.model_found), self._seen
+            self._seen = seen
+            now = asyncio.get_running_loop().time()
+            if state.reachable and (seen != before or self._listed_at is None or now - self._listed_at > LIST_S):
+                self._list_due = True
+                self._wake.set()
+        if state.reachable and self._lacking(rung):
             self._wake.set()
+
+    def _lacking(self, rung: Rung) -> bool:
+        """Tell whether it was not seen yet to have all models that it shall have."""
+        return self._config.settings.pull_missing and rung not in self._complete
 
     async def run(self) -> None:
         """List the models whenever that is worth it, for ever; download what is missing, once."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            try:
-                await self.refresh()
-                if self._config.settings.pull_missing and not self._complete:
-                    await self._bring_missing()
-            except PiagentError as error:
-                log.info("%s: %s", error.code, error)
+            if self._list_due:
+                self._list_due = False
+                await _try(self.refresh())
+            for rung in [*self._ladder.known.values()]:
+                if self._lacking(rung) and rung.state and rung.state.reachable:
+                    await _try(self._bring_missing(rung))
 
     async def refresh(self) -> list[ModelInfo]:
-        """Return the server's models, as they are now. Raises ProviderError."""
-        found = await self._provider.models()
+        """Return the first provider's models, as they are now. Raises ProviderError."""
+        found = await self._ladder.first.models()
         self._listed_at = asyncio.get_running_loop().time()
         names = tuple(sorted({model.name for model in found}))
         if names != self._config.models:
@@ -73,8 +84,8 @@ class Catalogue:
 
     # ------------------------------------------------------------------------------------------------- what shall be
 
-    async def pull(self, model: str, name: str) -> AsyncGenerator[PullProgress, None]:
-        """Download a model, telling of it twice a second; `name` is for `cancel`.
+    async def pull(self, rung: Rung, model: str, name: str) -> AsyncGenerator[PullProgress, None]:
+        """Have a provider download a model, telling of it twice a second; `name` is for `cancel`.
 
         Closing the generator stops the download; a later one goes on where it was. Raises Busy when another one runs,
         Cancelled, ProviderError.
@@ -83,14 +94,14 @@ class Catalogue:
             raise Busy(f'Another model is being downloaded: "{self._download.model}".')
         from piagent_daemon.downloads import Download  # noqa: PLC0415 (most daemons never download)
 
-        self._download = Download(self._provider, model, name, self._config.settings)
+        self._download = Download(rung.provider, model, name, self._config.settings)
         try:
             async with aclosing(self._download.steps(TELL_S)) as steps:
                 async for step in steps:
                     yield step
         finally:
             self._download = None
-        await self.refresh()
+        await self._changed(rung)
 
     def cancel(self, name: str) -> bool:
         """Stop the download of that name, or of the model of that name; tell whether there was one."""
@@ -99,33 +110,35 @@ class Catalogue:
         self._download.stop()
         return True
 
-    async def delete(self, model: str) -> None:
-        """Remove a model from the server. Raises ProviderError."""
-        await self._provider.delete(model)
-        log.info("the model %s was removed", model)
-        await self.refresh()
+    async def delete(self, rung: Rung, model: str) -> None:
+        """Have a provider remove a model. Raises ProviderError."""
+        await rung.provider.delete(model)
+        log.info("%s: the model %s was removed", rung.name, model)
+        await self._changed(rung)
 
-    async def _bring_missing(self) -> None:
-        """Download the models of this server's agents that it lacks.
+    async def _changed(self, rung: Rung) -> None:
+        if rung is self._ladder.rungs[0]:
+            await self.refresh()
 
-        Raises what may pass: then it is tried again when the models are listed again.
+    async def _bring_missing(self, rung: Rung) -> None:
+        """Download the models that a provider is asked for and lacks.
+
+        Raises what may pass: then it is tried again after the next look.
         """
-        ours = {None, self._provider.name}
-        named = {agent.model for agent in self._config.agents.values() if agent.model and agent.provider in ours}
-        for model in sorted({self._config.settings.ollama_model_general, *named}):
-            if (await self._provider.probe(model)).model_found is False:
+        for model in self._ladder.models(rung, self._config.agents.values()):
+            if (await rung.provider.probe(model)).model_found is False:
                 try:
-                    await self._bring(model)
+                    await self._bring(rung, model)
                 except PiagentError as error:
                     if error.retryable:
                         raise
                     log.error("the model %s cannot be downloaded: %s", model, error)  # noqa: TRY400 - no defect
-        self._complete = True
+        self._complete.add(rung)
 
-    async def _bring(self, model: str) -> None:
-        log.info("the model %s is missing: it is downloaded (PULL_MISSING)", model)
+    async def _bring(self, rung: Rung, model: str) -> None:
+        log.info("%s: the model %s is missing: it is downloaded (PULL_MISSING)", rung.name, model)
         told = asyncio.get_running_loop().time()
-        async with aclosing(self.pull(model, model)) as steps:
+        async with aclosing(self.pull(rung, model, model)) as steps:
             async for step in steps:
                 now = asyncio.get_running_loop().time()
                 if step.total and now - told > LOG_S:
@@ -133,6 +146,14 @@ class Catalogue:
                     log.info("the model %s: %s, %d %%", model, step.status, 100 * step.completed // step.total)
         log.info("the model %s is there", model)
         self.on_arrival()
+
+
+async def _try(work: Awaitable[object]) -> None:
+    """Do what is tried again later when the model server fails."""
+    try:
+        await work
+    except PiagentError as error:
+        log.info("%s: %s", error.code, error)
 
 
 def _nothing() -> None:

@@ -1,6 +1,6 @@
 """What `piagent doctor` and `diagnose` look at: checks that each say how something stands and what to do about it."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -85,13 +85,9 @@ def context(settings: Settings, agents: Mapping[str, Agent]) -> Finding:
     return Finding("context", "ok", sizes)
 
 
-def models_of(settings: Settings, agents: Mapping[str, Agent]) -> set[str]:
-    """Return the models that answers need: the general one, and those that agents name."""
-    return {settings.ollama_model_general, *(agent.model for agent in agents.values() if agent.model)}
-
-
-async def server(provider: Provider, general: str, wanted: set[str]) -> AsyncGenerator[Finding, None]:
-    """Look whether the model server answers and has the models `wanted`; `general` is looked for first."""
+async def server(provider: Provider, models: Sequence[str]) -> AsyncGenerator[Finding, None]:
+    """Look whether a model server answers and has these models, of which the first is for all who name none."""
+    general = models[0]
     state = await provider.probe(general)
     label = f"server {provider.name}"
     if not state.reachable:
@@ -105,7 +101,7 @@ async def server(provider: Provider, general: str, wanted: set[str]) -> AsyncGen
         yield Finding(label, "fail", state.error, "Correct the key or the address (`piagent config` shows them).")
         return
     yield Finding(label, "ok", "answers")
-    for model in sorted({general, *wanted}):
+    for model in models:
         found = state if model == general else await provider.probe(model)
         if found.model_found is False:
             remedy = f"Bring it: `piagent models pull {model}` (or `ollama pull {model}`)."

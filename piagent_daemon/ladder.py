@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
+from piagent_daemon.agents import Agent
 from piagent_daemon.contract import ProviderUse, Stage
-from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
+from piagent_daemon.errors import ContextOverflow, InvalidRequest, ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.ports import Clock, Provider
 from piagent_daemon.routing import capable
 from piagent_daemon.rung import WAKE_LOOK_S, WAKES_S, Rung
@@ -52,7 +53,7 @@ class Call:
 
 
 class Ladder:
-    """Asks the rungs; `settings` returns those in force. `names` are the rungs in order, others are only for agents."""
+    """Asks the `rungs` in order; `extra` ones are only for agents. `settings` returns those in force."""
 
     def __init__(
         self, rungs: Sequence[Rung], settings: Callable[[], Settings], clock: Clock, extra: Iterable[Rung] = ()
@@ -96,15 +97,32 @@ class Ladder:
         """Take in a rung that is only for agents that name it."""
         self._known[rung.name] = rung
 
+    def home(self, name: str | None) -> Rung:
+        """Return the rung that is home to an agent which names this one, or none."""
+        return self._known.get(name or "", self.rungs[0])
+
+    def window(self, rung: Rung) -> int:
+        """Return how many tokens of context a rung is asked for."""
+        own = None if rung is self.rungs[0] else rung.context_tokens
+        return own or self._settings().ctx_tokens
+
     def general(self, name: str | None = None) -> str:
         """Return the model of a provider (the first without a name) for those who name none."""
-        rung = self._home(name)
+        rung = self.home(name)
         own = None if rung is self.rungs[0] else rung.model
         return own or self._settings().ollama_model_general
 
-    def name(self, name: str | None = None) -> str:
-        """Return the name of the provider that is home to an agent which names this one, or none."""
-        return self._home(name).name
+    def named(self, name: str | None) -> Rung:
+        """Return the rung of that name, the first without one. Raises InvalidRequest for an unknown name."""
+        if name is not None and name not in self._known:
+            raise InvalidRequest(f'There is no provider "{name[:64]}". Known: {", ".join(self._known)}.')
+        return self.home(name)
+
+    def models(self, rung: Rung, agents: Iterable[Agent]) -> list[str]:
+        """Return the models that a provider is asked for: the general one, then those that its agents name."""
+        general = self.general(rung.name)
+        named = {agent.model for agent in agents if agent.model and self.home(agent.provider) is rung}
+        return [general, *sorted(named - {general})]
 
     def report(self) -> list[ProviderUse]:
         """Return how each provider stands and what it has done, for health and `provider/health`."""
@@ -113,7 +131,7 @@ class Ladder:
     def choice(self, call: Call) -> tuple[str, int]:
         """Return the model that would be asked first, and its window in tokens."""
         rung = call.rung or self._order(call)[0]
-        return self._model(rung, call), self._window(rung)
+        return self._model(rung, call), self.window(rung)
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> tuple[list[list[float]], str, str]:
         """Return a vector for each text, the model that made them and its provider's name. Raises ProviderError."""
@@ -205,7 +223,7 @@ class Ladder:
             if sees:
                 model = await capable(rung.provider, "vision", model, settings.models_allowed)
             call.served = model
-            asked = self._fitted(request, call, model, self._window(rung))
+            asked = self._fitted(request, call, model, self.window(rung))
             async with aclosing(rung.cache.chat(asked, settings.cache_ttl_s)) as deltas:
                 async for delta in deltas:
                     now = self._clock.monotonic()
@@ -259,21 +277,14 @@ class Ladder:
 
     # ---------------------------------------------------------------------------------------------------------- order
 
-    def _home(self, name: str | None) -> Rung:
-        return self._known.get(name or "", self.rungs[0])
-
-    def _window(self, rung: Rung) -> int:
-        own = None if rung is self.rungs[0] else rung.context_tokens
-        return own or self._settings().ctx_tokens
-
     def _model(self, rung: Rung, call: Call) -> str:
         """Return the model to ask a rung for: one that was named counts at home, and where there is no other."""
-        home = self._home(call.home)
+        home = self.home(call.home)
         named = call.model != self.general(home.name)
         return call.model if rung is home or (named and rung.model is None) else self.general(rung.name)
 
     def _order(self, call: Call) -> list[Rung]:
-        home = self._home(call.home)
+        home = self.home(call.home)
         rungs = self._ranked([home, *(rung for rung in self.rungs if rung is not home)])
         own = call.rung or self._own(home, call)
         if own and (own is call.rung or not own.resting):
@@ -289,7 +300,7 @@ class Ladder:
         return rung if until > self._clock.monotonic() else None
 
     def _stay(self, rung: Rung, call: Call) -> None:
-        home = self._home(call.home)
+        home = self.home(call.home)
         key = call.conversation_id, home.name
         self._staying.pop(key, None)
         if rung is not home:
@@ -301,7 +312,7 @@ class Ladder:
 
     def _wake_before(self, chosen: Rung, call: Call) -> None:
         """Wake the machines that would rather have answered than the chosen one."""
-        home = self._home(call.home)
+        home = self.home(call.home)
         for rung in (home, *self.rungs):
             if rung is chosen:
                 return

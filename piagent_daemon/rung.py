@@ -46,6 +46,8 @@ class Rung:
         """What the last look or answer showed."""
         self.reason: str | None = None
         """The health reason for what is wrong with it."""
+        self.missing: dict[str, str] = {}
+        """Models of agents that it does not have, and what it said of each."""
         self.cache = AnswerCache(provider.chat, clock)
         self.rest_until = 0.0
         self.retries = 0
@@ -76,6 +78,11 @@ class Rung:
     def due(self) -> bool:
         """Tell whether its rest is over and nobody has tried since whether it is well."""
         return self._failures > 0 and not (self._on_trial or self.at_rest) and self.reason is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it, or with one of its agents' models, in the server's words."""
+        return (self.state and self.state.error) or next(iter(self.missing.values()), None)
 
     def rest(self, error: ProviderError, factor_s: float) -> None:
         """Pass over it for a while that grows with each failure, and is never shorter than the server asked for."""
@@ -146,7 +153,7 @@ class Rung:
             reachable=state.reachable if state else None,
             model=model,
             model_loaded=state.model_loaded if state else None,
-            error=state.error if state else None,
+            error=self.trouble,
             resting_s=round(max(0.0, self.rest_until - self._clock.monotonic()), 1),
             requests=self._requests,
             errors=dict(self._errors),

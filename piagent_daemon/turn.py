@@ -122,7 +122,7 @@ class Assistant:
 
     def silence(self, job: Job) -> FinalEvent:
         """Return the terminal event of a request that only wanted silence."""
-        return ending.silence(job, self._ladder.name(job.agent.provider))
+        return ending.silence(job, self._ladder.home(job.agent.provider).name)
 
     def model(self, agent: Agent) -> str:
         """Return the model that answers for an agent whose requests name none."""
@@ -239,7 +239,7 @@ class Assistant:
             reply=reply,
             speech=run.speech(reply),
             model=call.served or job.model,
-            provider=call.rung.name if call.rung else self._ladder.name(job.agent.provider),
+            provider=call.rung.name if call.rung else self._ladder.home(job.agent.provider).name,
             agent=job.agent.name,
             finish_reason="cancelled" if cancelled else "length" if run.too_long else finish.reason,
             expects_reply=expects_reply(reply),

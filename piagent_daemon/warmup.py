@@ -1,4 +1,4 @@
-"""Loads the model and lets it read the agents' system prompts before somebody asks."""
+"""Loads the models and lets them read the agents' system prompts before somebody asks."""
 
 import asyncio
 import logging
@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection
 
 from piagent_daemon import prompt
 from piagent_daemon.agents import Agent
-from piagent_daemon.errors import PiagentError
-from piagent_daemon.ports import Provider
+from piagent_daemon.errors import ModelNotFound, PiagentError
+from piagent_daemon.ladder import Ladder
+from piagent_daemon.rung import Rung
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ChatRequest, Message
 
@@ -15,10 +16,10 @@ log = logging.getLogger("piagent.warmup")
 
 
 class Warmup:
-    """Primes the first model server in the background; real requests go first (`is_idle`)."""
+    """Primes the model servers in the background; real requests go first (`is_idle`)."""
 
-    def __init__(self, provider: Provider, config: Config, is_idle: Callable[[], bool]) -> None:
-        self._provider = provider
+    def __init__(self, ladder: Ladder, config: Config, is_idle: Callable[[], bool]) -> None:
+        self._ladder = ladder
         self._config = config
         self._is_idle = is_idle
         self._task: asyncio.Task[None] | None = None
@@ -26,7 +27,6 @@ class Warmup:
     def begin(self, names: Collection[str] | None = None) -> None:
         """Prime the agents of these names, all when None; the default agent last, since that prompt stays warmest."""
         agents = [agent for name, agent in self._config.agents.items() if names is None or name in names]
-        agents = [agent for agent in agents if agent.provider in {None, self._provider.name}]
         agents.sort(key=lambda agent: agent.name == self._config.settings.default_agent)
         if self._task:
             self._task.cancel()
@@ -39,38 +39,43 @@ class Warmup:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def reload(self, model: str) -> None:
-        """Have the server drop a model and load it anew, its agents' prompts with it. Raises ProviderError."""
+    async def reload(self, rung: Rung, model: str) -> None:
+        """Have a server drop a model and load it anew, its agents' prompts with it. Raises ProviderError."""
         if self._task:
             self._task.cancel()
-        await self._provider.unload(model)
-        agents = [agent for agent in self._config.agents.values() if self._model(agent) == model]
-        settings = self._config.settings
-        for agent in agents or [self._config.agents[settings.default_agent]]:
-            await self._provider.prime(self._request(agent, model))
+        await rung.provider.unload(model)
+        agents, default = self._config.agents, self._config.settings.default_agent
+        its = [agent for agent in agents.values() if self._ladder.home(agent.provider) is rung]
+        for agent in [agent for agent in its if self._model(agent) == model] or [agents[default]]:
+            await rung.provider.prime(self._request(rung, agent, model))
 
     async def _prime(self, agents: list[Agent]) -> None:
+        away: set[Rung] = set()
         for agent in agents:
+            rung = self._ladder.home(agent.provider)
+            if rung in away:
+                continue
             if not self._is_idle():
                 return
             try:
-                await self._provider.prime(self._request(agent, self._model(agent)))
+                await rung.provider.prime(self._request(rung, agent, self._model(agent)))
             except PiagentError as error:
                 # The watch on the model server tells the same in health; the first request simply starts cold.
-                log.info("not primed with agent %s: %s", agent.name, error)
-                return
+                log.info("%s: not primed with agent %s: %s", rung.name, agent.name, error)
+                if not isinstance(error, ModelNotFound):  # the next agent may have another model
+                    away.add(rung)
 
     def _model(self, agent: Agent) -> str:
-        return agent.model or self._config.settings.ollama_model_general
+        return agent.model or self._ladder.general(agent.provider)
 
-    def _request(self, agent: Agent, model: str) -> ChatRequest:
+    def _request(self, rung: Rung, agent: Agent, model: str) -> ChatRequest:
         settings = self._config.settings
         messages = (Message("system", agent.system),)
         return ChatRequest(
             model=model,
             messages=messages,
             options={"num_predict": 1},
-            context_tokens=settings.ctx_tokens,
+            context_tokens=self._ladder.window(rung),
             prompt=prompt.xml(messages) if settings.prompt_style == "xml" else None,
         )
 

@@ -35,8 +35,8 @@ class ProviderWatch:
         self._ladder = ladder
         self._config = config
         self.on_change: Callable[[], None] = _nothing
-        self.on_look: Callable[[ProviderState], None] = _ignore
-        """Called after each look with how the first rung stands."""
+        self.on_look: Callable[[Rung, ProviderState], None] = _ignore
+        """Called after each look at a rung with how it stands."""
         self._look_soon = asyncio.Event()
         ladder.on_failure = self._failed
 
@@ -48,7 +48,9 @@ class ProviderWatch:
     @property
     def reasons(self) -> list[str]:
         """The health reasons: of the rung that serves, and of others those that do not pass by themselves."""
-        found = [self.reason, *(rung.reason for rung in self._ladder.known.values() if rung.reason in ACT)]
+        known = self._ladder.known.values()
+        found = [self.reason, *(rung.reason for rung in known if rung.reason in ACT)]
+        found += [ModelNotFound.code for rung in known if rung.missing]
         return list(dict.fromkeys(reason for reason in found if reason))
 
     @property
@@ -61,7 +63,7 @@ class ProviderWatch:
             reachable=state.reachable if state else None,
             model=self._ladder.general(rung.name),
             model_loaded=state.model_loaded if state else None,
-            error=state.error if state else None,
+            error=rung.trouble,
         )
 
     @property
@@ -111,12 +113,29 @@ class ProviderWatch:
         serving, known = self._ladder.serving, self._ladder.known.values()
         due = [rung for rung in known if everyone or rung is serving or rung.state is None or rung.due]
         await asyncio.gather(*map(self._look_at, due))
-        if state := self._ladder.rungs[0].state:
-            self.on_look(state)
 
     async def _look_at(self, rung: Rung) -> None:
         rests = rung.rest_until
         state = await rung.provider.probe(self._ladder.general(rung.name))
+        if state.reachable and state.model_found is not None:
+            await self._look_for_models(rung)
+        self._judge(rung, state, rests)
+        self.on_look(rung, state)
+
+    async def _look_for_models(self, rung: Rung) -> None:
+        """See whether the models are there that agents name."""
+        _, *models = self._ladder.models(rung, self._config.agents.values())
+        states = await asyncio.gather(*map(rung.provider.probe, models))
+        before = rung.missing
+        looked = zip(models, states, strict=True)
+        rung.missing = {model: state.error or model for model, state in looked if state.model_found is False}
+        for model in rung.missing.keys() - before.keys():
+            log.error("%s: %s: %s", rung.name, ModelNotFound.code, rung.missing[model])
+        if rung.missing != before:
+            self.on_change()
+
+    def _judge(self, rung: Rung, state: ProviderState, rests: float) -> None:
+        """Take over what a look showed; `rests` is until when the rung rested as the look began."""
         reason = None
         if not state.reachable:
             reason = ProviderUnavailable.code
@@ -159,5 +178,5 @@ def _nothing() -> None:
     """Stand in until somebody wants to hear of changes."""
 
 
-def _ignore(_: ProviderState) -> None:
+def _ignore(_: Rung, __: ProviderState) -> None:
     """Stand in until somebody wants to hear of looks."""

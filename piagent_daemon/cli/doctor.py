@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Final
 
-from piagent_daemon.checks import Finding, State, models_of
+from piagent_daemon.checks import Finding, State
 from piagent_daemon.cli import FAILED, FINE
 from piagent_daemon.cli.checks.broker import check_broker
 from piagent_daemon.cli.checks.local import check_local, prompts
@@ -65,10 +65,9 @@ def _check(settings: Settings, note: Callable[[Finding], None], *, ask: bool) ->
     for finding in check_broker(settings):
         note(finding)
     agents, _ = prompts(settings)
-    wanted = models_of(settings, agents)
 
     async def models() -> None:
-        async with aclosing(check_models(settings, wanted, ask=ask)) as found:
+        async with aclosing(check_models(settings, agents.values(), ask=ask)) as found:
             async for finding in found:
                 note(finding)
 

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from piagent_daemon import providers
-from piagent_daemon.cli import FAILED, FINE, INTERRUPTED
+from piagent_daemon.cli import FAILED, FINE, INTERRUPTED, USAGE
 from piagent_daemon.cli.terminal import neutral, stderr, stdout
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.ports import Provider
@@ -31,13 +31,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for verb in (listing, pull, remove):
         verb.add_argument("--json", action="store_true", help="print JSON; progress as one object a line")
         verb.add_argument(
-            "--provider", choices=sorted(providers.PROVIDERS), help="the model server (default: the first of PROVIDER)"
+            "--provider", metavar="NAME", help="the model server, as PROVIDER names it (default: the first of PROVIDER)"
         )
 
 
 def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.config).settings
-    name = args.provider or settings.provider.split(",")[0].strip()
+    name = args.provider or settings.provider.split(",")[0]
+    if name not in (known := sorted({*settings.providers, *providers.PROVIDERS})):
+        stderr().line(f'piagent models: there is no provider "{name}"; choose from {", ".join(known)}')
+        return USAGE
     action: Callable[[Provider, argparse.Namespace], Coroutine[Any, Any, int]] = args.action
 
     async def act() -> int:

@@ -36,8 +36,8 @@ def layer(completed: int, total: int = 100) -> PullProgress:
 class Shop(ScriptedProvider):
     """A model server whose models come and go. A download plays the next of `pulls`, then the model is there."""
 
-    def __init__(self, *names: str) -> None:
-        super().__init__()
+    def __init__(self, *names: str, name: str = "scripted") -> None:
+        super().__init__(name=name)
         self.shelf = {name: frozenset({"completion"}) for name in names}
         self.pulls: list[Iterable[Pulled]] = []
         self.pulled: list[str] = []
@@ -108,15 +108,15 @@ class Herald:
 
 
 class World:
-    """An engine around one provider, and its desk."""
+    """An engine around one provider, or a ladder of several, and its desk."""
 
-    def __init__(self, provider: ScriptedProvider | None = None, **chosen: Any) -> None:
+    def __init__(self, provider: ScriptedProvider | None = None, *more: ScriptedProvider, **chosen: Any) -> None:
         self.clock = FakeClock()
         settings = Settings(**chosen)
         self.config = Config(settings, {name: Agent(name=name, system="Be brief.") for name in ("general", "voice")})
         self.provider = provider or ScriptedProvider()
         self.store = MemoryStore(settings, self.clock)
-        self.ladder = ladder_of(self.provider, settings=self.config, clock=self.clock)
+        self.ladder = ladder_of(self.provider, *more, settings=self.config, clock=self.clock)
         assistant = Assistant(self.config, self.ladder, self.store, Ledger(), self.clock)
         tally = Tally(self.clock)
         self.scheduler = Scheduler(assistant, self.config, self.store, tally, self.clock)
@@ -132,7 +132,7 @@ class World:
             tally=tally,
             notifier=Notifier(),
         )
-        self.catalogue = Catalogue(self.provider, self.config)
+        self.catalogue = Catalogue(self.ladder, self.config)
         self.catalogue.on_change = self.reporting.introduce
         self.watch.on_look = self.catalogue.looked
         self.desk = AdminDesk()
@@ -143,7 +143,7 @@ class World:
             ladder=self.ladder,
             clock=self.clock,
             chooser=Chooser(self.config, self.store),
-            warmup=Warmup(self.provider, self.config, lambda: True),
+            warmup=Warmup(self.ladder, self.config, lambda: True),
             watch=self.watch,
             catalogue=self.catalogue,
             reporting=self.reporting,

@@ -20,7 +20,7 @@ from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto, free_port
 from tests.fakes.cli import Cli
 from tests.fakes.observer import Message, Observer
-from tests.fakes.ollama import FakeOllama
+from tests.fakes.ollama import FakeOllama, Model
 from tests.fakes.responder import Responder
 
 MODEL = "qwen2.5:3b-instruct"
@@ -70,6 +70,25 @@ async def test_all_is_well(
     assert list(found) == [*names, "server ollama", "model", "answer"]
     assert not (tmp_path / "memory.db").exists()
     assert [record.body["options"]["num_ctx"] for record in model_server.questions] == [4096]
+
+
+async def test_each_agents_model_is_looked_for_where_the_agent_lives(tmp_path: Path) -> None:
+    (tmp_path / "coder.md").write_text("---\nprovider: desk\nmodel: code:7b\n---\nYou write code.\n")
+    async with FakeOllama() as home, FakeOllama({"code:7b": Model()}) as desk:
+        file = tmp_path / "piagent.toml"
+        file.write_text(
+            f'ollama_host = "{home.url}"\nprompts_dir = "{tmp_path}"\n'
+            f'[providers.desk]\nkind = "ollama"\nurl = "{desk.url}"\nmodel = "code:7b"\n'
+        )
+        async with Cli("doctor", "--json", "--no-ask", "--config", str(file), mqtt_port=free_port()) as cli:
+            await cli.end()
+    rows = [(row["check"], row["state"], row["detail"]) for row in json.loads(cli.out)["checks"]]
+    assert [row for row in rows if row[0].startswith(("server", "model"))] == [
+        ("server ollama", "ok", "answers"),
+        ("model", "ok", f"{MODEL} is there"),
+        ("server desk", "ok", "answers"),
+        ("model", "ok", "code:7b is there"),
+    ]
 
 
 async def test_a_running_daemon_is_not_disturbed(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +90,15 @@ async def test_no_model_server() -> None:
     async with Cli("models", "list", ollama_host="127.0.0.1:9") as cli:
         assert await cli.end() == 1
     assert "OLLAMA_HOST" in cli.err
+
+
+async def test_a_server_of_piagent_toml_can_be_named(library: FakeOllama, tmp_path: Path) -> None:
+    file = tmp_path / "piagent.toml"
+    file.write_text(f'provider = "ollama,desk"\n[providers.desk]\nkind = "ollama"\nurl = "{library.url}"\n')
+    async with Cli("--config", str(file), "models", "pull", "tiny:1b", "--provider", "desk") as cli:
+        assert await cli.end() == 0
+    assert "tiny:1b" in library.models
+    async with Cli("--config", str(file), "models", "list", "--provider", "attic") as cli:
+        assert await cli.end() == 2
+    assert 'there is no provider "attic"; choose from anthropic,' in cli.err
+    assert " desk," in cli.err

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from piagent_daemon.agents import Agent
 from piagent_daemon.errors import ProviderError, ProviderUnavailable
 from piagent_daemon.values import ProviderState
 from tests.fakes.desk import Shop, World, layer
@@ -33,7 +34,7 @@ def offered(world: World) -> list[str]:
 
 async def test_models_are_listed_and_shown(world: World) -> None:
     shop(world).shelf["eye:latest"] = frozenset({"vision", "completion"})
-    row = {"size": 7, "parameters": "1B", "quantization": "Q4_0"}
+    row = {"provider": "scripted", "size": 7, "parameters": "1B", "quantization": "Q4_0"}
     rows = (await world.ok("models/list"))["models"]
     assert rows == [{"name": GENERAL, **row}, {"name": "eye:latest", **row}]
     shop(world).shelf["eye"] = shop(world).shelf["eye:latest"]
@@ -157,6 +158,100 @@ async def test_parameters_are_judged(world: World, method: str, params: dict[str
     code, message = await world.error(method, params)
     assert code == "invalid_request"
     assert says in message
+
+
+# ------------------------------------------------------------------------------------------------ several providers
+
+
+def owners(answer: Any) -> list[tuple[str, str]]:
+    return [(row["provider"], row["name"]) for row in answer["models"]]
+
+
+async def test_the_models_of_all_providers_are_listed_or_those_of_one() -> None:
+    desk = Shop("big:70b", name="desk")
+    world = World(Shop(GENERAL), desk)
+    answer = await world.ok("models/list")
+    assert owners(answer) == [("scripted", GENERAL), ("desk", "big:70b")]
+    assert answer["errors"] == {}
+    assert owners(await world.ok("models/list", {"provider": "desk"})) == [("desk", "big:70b")]
+    assert offered(world) == [GENERAL], "a request's model is asked of the first"
+    assert (await world.error("models/list", {"provider": "attic"}))[1] == (
+        'There is no provider "attic". Known: scripted, desk.'
+    )
+
+
+async def test_a_provider_that_is_away_hides_no_models_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Shop("big:70b", name="desk")
+    world = World(Shop(GENERAL), desk)
+
+    async def away() -> Any:
+        raise ProviderUnavailable("desk is switched off")
+
+    monkeypatch.setattr(desk, "models", away)
+    answer = await world.ok("models/list")
+    assert (owners(answer), answer["errors"]) == ([("scripted", GENERAL)], {"desk": "desk is switched off"})
+    assert await world.error("models/list", {"provider": "desk"}) == ("provider_unavailable", "desk is switched off")
+
+
+async def test_a_model_is_shown_by_whoever_has_it() -> None:
+    world = World(Shop(GENERAL), Shop("big:70b", GENERAL, name="desk"))
+    assert (await world.ok("models/show", {"model": "big:70b"}))["provider"] == "desk"
+    assert (await world.ok("models/show", {"model": GENERAL}))["provider"] == "scripted"
+    assert (await world.ok("models/show", {"model": GENERAL, "provider": "desk"}))["provider"] == "desk"
+    assert (await world.error("models/show", {"model": "nope"}))[0] == "model_not_found"
+
+
+async def test_a_model_is_brought_to_the_provider_that_is_named_and_removed_there() -> None:
+    home, desk = Shop(GENERAL), Shop(name="desk")
+    world = World(home, desk, models_admin=True)
+    await world.ok("models/pull", {"model": "new", "provider": "desk"})
+    assert (home.pulled, desk.pulled) == ([], ["new"])
+    await world.ok("models/reload", {"model": "new", "provider": "desk"})
+    assert (home.unloaded, desk.unloaded) == ([], ["new"])
+    assert (await world.error("models/delete", {"model": "new"}))[0] == "model_not_found"
+    await world.ok("models/delete", {"model": "new", "provider": "desk"})
+    assert [*desk.shelf] == []
+
+
+async def test_what_a_further_provider_lacks_is_brought_as_well() -> None:
+    home, desk = Shop(GENERAL), Shop(name="desk")
+    world = World(home, desk, pull_missing=True)
+    task = asyncio.create_task(world.catalogue.run())
+    await world.watch.look()
+    await world.until(lambda: desk.pulled == [GENERAL])
+    assert home.pulled == []
+    task.cancel()
+
+
+async def test_a_model_that_an_agent_names_and_nobody_has_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(Shop(GENERAL))
+    world.config.agents = {**world.config.agents, "coder": Agent(name="coder", system="Code.", model="code:7b")}
+    for _ in range(2):
+        await world.watch.look()
+        state = world.reporting.health()
+        assert (state.status, state.reasons) == ("degraded", ["model_not_found"])
+        assert state.provider.error == "there is no code:7b"
+        assert world.watch.report[0].error == "there is no code:7b"
+    assert [record.message for record in caplog.records] == ["scripted: model_not_found: there is no code:7b"]
+    shop(world).state = ProviderState(reachable=False, error="gone")
+    await world.watch.look()
+    assert set(world.reporting.health().reasons) == {"provider_unavailable", "model_not_found"}
+    shop(world).state = ProviderState(reachable=True)
+    shop(world).shelf["code:7b"] = frozenset()
+    await world.watch.look()
+    assert world.reporting.health().status == "ok"
+
+
+async def test_an_agents_model_is_looked_for_at_its_own_provider() -> None:
+    desk = Shop("code:7b", GENERAL, name="desk")
+    world = World(Shop(GENERAL), desk)
+    coder = Agent(name="coder", system="Code.", provider="desk", model="code:7b")
+    world.config.agents = {**world.config.agents, "coder": coder}
+    await world.watch.look()
+    assert world.reporting.health().status == "ok"
+    del desk.shelf["code:7b"]
+    await world.watch.look(everyone=True)
+    assert world.reporting.health().reasons == ["model_not_found"]
 
 
 # ------------------------------------------------------------------------------------------------------ the catalogue

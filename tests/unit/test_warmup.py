@@ -5,12 +5,14 @@ import asyncio
 import pytest
 
 from piagent_daemon.agents import Agent
-from piagent_daemon.errors import ModelNotFound
+from piagent_daemon.errors import ModelNotFound, ProviderUnavailable
+from piagent_daemon.ladder import Ladder
+from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ChatRequest
 from piagent_daemon.warmup import Warmup
-from tests.fakes.doubles import ScriptedProvider
+from tests.fakes.doubles import FakeClock, ScriptedProvider, ladder_of
 
 AGENTS = {
     "general": Agent(name="general", system="Be brief."),
@@ -21,8 +23,8 @@ AGENTS = {
 class Primed(ScriptedProvider):
     """Notes what is primed, and may fail at it."""
 
-    def __init__(self, failure: Exception | None = None) -> None:
-        super().__init__()
+    def __init__(self, failure: Exception | None = None, name: str = "scripted") -> None:
+        super().__init__(name=name)
         self.failure = failure
         self.tried = asyncio.Event()
 
@@ -46,7 +48,8 @@ def systems(provider: Primed) -> list[str]:
 
 async def test_the_default_agent_is_primed_last_with_the_options_of_real_calls() -> None:
     provider = Primed()
-    warmup = Warmup(provider, Config(Settings(ctx_tokens=2048), AGENTS), lambda: True)
+    config = Config(Settings(ctx_tokens=2048), AGENTS)
+    warmup = Warmup(ladder_of(provider, settings=config), config, lambda: True)
     warmup.begin()
     await settled(warmup, provider)
     assert systems(provider) == ["Speak.", "Be brief."]
@@ -56,7 +59,7 @@ async def test_the_default_agent_is_primed_last_with_the_options_of_real_calls()
 
 async def test_only_changed_agents_are_primed_again() -> None:
     provider = Primed()
-    warmup = Warmup(provider, Config(Settings(), AGENTS), lambda: True)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), lambda: True)
     warmup.begin({"voice"})
     await settled(warmup, provider)
     assert systems(provider) == ["Speak."]
@@ -64,37 +67,67 @@ async def test_only_changed_agents_are_primed_again() -> None:
 
 async def test_real_requests_go_first() -> None:
     provider = Primed()
-    warmup = Warmup(provider, Config(Settings(), AGENTS), lambda: False)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), lambda: False)
     warmup.begin()
     await asyncio.sleep(0)
     await warmup.stop()
     assert provider.primed == []
 
 
-@pytest.mark.parametrize(("failure", "level"), [(ModelNotFound("pull it"), "INFO"), (ZeroDivisionError(), "ERROR")])
+@pytest.mark.parametrize(
+    ("failure", "levels"),
+    [
+        (ModelNotFound("pull it"), ["INFO", "INFO"]),  # the next agent may have another model
+        (ProviderUnavailable("it is off"), ["INFO"]),
+        (ZeroDivisionError(), ["ERROR"]),
+    ],
+)
 async def test_a_failure_is_logged_and_stops_nothing(
-    failure: Exception, level: str, caplog: pytest.LogCaptureFixture
+    failure: Exception, levels: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     provider = Primed(failure)
-    warmup = Warmup(provider, Config(Settings(), AGENTS), lambda: True)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), lambda: True)
     warmup.begin()
     await settled(warmup, provider)
-    assert [record.levelname for record in caplog.records] == [level]
+    assert [record.levelname for record in caplog.records] == levels
 
 
 async def test_a_reload_drops_the_model_and_primes_its_agents() -> None:
     provider = Primed()
-    warmup = Warmup(provider, Config(Settings(), AGENTS), lambda: False)
-    await warmup.reload("small")
+    ladder = ladder_of(provider)
+    warmup = Warmup(ladder, Config(Settings(), AGENTS), lambda: False)
+    await warmup.reload(ladder.rungs[0], "small")
     assert provider.unloaded == ["small"]
     assert [(request.model, request.messages[0].content) for request in provider.primed] == [("small", "Speak.")]
     provider.primed.clear()
-    await warmup.reload("nobody's")
+    await warmup.reload(ladder.rungs[0], "nobody's")
     assert [(request.model, request.messages[0].content) for request in provider.primed] == [("nobody's", "Be brief.")]
 
 
 async def test_a_reload_that_fails_says_so() -> None:
-    warmup = Warmup(Primed(ModelNotFound("pull it")), Config(Settings(), AGENTS), lambda: True)
+    ladder = ladder_of(Primed(ModelNotFound("pull it")))
+    warmup = Warmup(ladder, Config(Settings(), AGENTS), lambda: True)
     with pytest.raises(ModelNotFound):
-        await warmup.reload("small")
+        await warmup.reload(ladder.rungs[0], "small")
+
+
+async def test_each_agent_is_primed_where_it_lives_with_the_window_of_that_server() -> None:
+    first, desk, away = Primed(name="first"), Primed(name="desk"), Primed(ProviderUnavailable("it is off"), "away")
+    settings, clock = Settings(ctx_tokens=2048, default_agent="general"), FakeClock()
+    ladder = Ladder([Rung(first, clock)], lambda: settings, clock)
+    ladder.add(Rung(away, clock))
+    ladder.add(Rung(desk, clock, model="big", context_tokens=8192))
+    agents = {
+        "general": Agent(name="general", system="Be brief."),
+        "gone": Agent(name="gone", system="Off.", provider="away"),
+        "coder": Agent(name="coder", system="Code.", provider="desk"),
+    }
+    warmup = Warmup(ladder, Config(settings, agents), lambda: True)
+    warmup.begin()
+    async with asyncio.timeout(5):
+        while not first.primed:  # noqa: ASYNC110 - it tells nobody when it is done
+            await asyncio.sleep(0)
+    await warmup.stop()
+    assert [(one.model, one.context_tokens) for one in desk.primed] == [("big", 8192)]
+    assert [(one.model, one.context_tokens) for one in first.primed] == [(settings.ollama_model_general, 2048)]

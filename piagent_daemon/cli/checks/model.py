@@ -1,10 +1,11 @@
 """The model server: reachable, has the models, and one of them answers."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 
 from piagent_daemon import checks, providers
+from piagent_daemon.agents import Agent
 from piagent_daemon.checks import REMEDIES, Finding
 from piagent_daemon.errors import ConfigError, PiagentError
 from piagent_daemon.ports import Provider
@@ -13,9 +14,11 @@ from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
 
 
-async def check_models(settings: Settings, wanted: set[str], *, ask: bool) -> AsyncGenerator[Finding, None]:
-    """Look at each model server of PROVIDER and at the models `wanted` of the first; `ask` lets each one answer."""
-    for place, name in enumerate(settings.provider.split(",")):
+async def check_models(settings: Settings, agents: Iterable[Agent], *, ask: bool) -> AsyncGenerator[Finding, None]:
+    """Look at each model server of PROVIDER and of agents, and at the models it shall have; `ask` lets it answer."""
+    first, *_ = ladder = settings.provider.split(",")
+    homes = [(agent.provider or first, agent.model) for agent in agents]
+    for name in dict.fromkeys((*ladder, *(home for home, _ in homes))):
         try:
             provider = providers.create(name, settings)
         except ConfigError as error:
@@ -23,7 +26,8 @@ async def check_models(settings: Settings, wanted: set[str], *, ask: bool) -> As
             continue
         try:
             config = providers.config.place(name, settings).config
-            async with aclosing(_server(provider, config, set() if place else wanted, ask=ask)) as findings:
+            own = sorted({model for home, model in homes if model and home == name} - {config.model})
+            async with aclosing(_server(provider, config, own, ask=ask)) as findings:
                 async for finding in findings:
                     yield finding
         finally:
@@ -31,10 +35,10 @@ async def check_models(settings: Settings, wanted: set[str], *, ask: bool) -> As
 
 
 async def _server(
-    provider: Provider, config: ProviderConfig, wanted: set[str], *, ask: bool
+    provider: Provider, config: ProviderConfig, own: Sequence[str], *, ask: bool
 ) -> AsyncGenerator[Finding, None]:
     there = True
-    async with aclosing(checks.server(provider, config.model, wanted)) as findings:
+    async with aclosing(checks.server(provider, [config.model, *own])) as findings:
         async for finding in findings:
             there = there and finding.state == "ok"
             yield finding
