@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from piagent_daemon import files, wire
 from piagent_daemon.admin import Parts, Progress
@@ -44,7 +44,13 @@ class Chat(Long, Options):
 class Vision(Chat):
     """One image at least: a file below FILES_DIR (`image_path`), or inline (`images`)."""
 
-    image_path: str | None = None
+    image_path: str | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inline_will_do(cls, params: dict[str, Any]) -> dict[str, Any]:
+        """Require a path only where no image is inline, so that it is named together with all else that is missing."""
+        return {"image_path": None, **params} if params.get("images") else params
 
 
 class Embed(Long):
@@ -64,7 +70,7 @@ async def chat(parts: Parts, params: Chat) -> AsyncGenerator[Any, None]:
 async def vision(parts: Parts, params: Vision) -> AsyncGenerator[Any, None]:
     """Answer messages about images; `image_analyzed` names the first one."""
     if params.image_path is None and not params.images:
-        raise InvalidRequest('Bad parameters for llm/vision: the required parameter "image_path" is missing.')
+        raise InvalidRequest("Bad parameters for llm/vision: image_path: null is no image.")
     if params.image_path is not None:
         settings = parts.config.settings
         image = await asyncio.to_thread(files.picture, params.image_path, settings.files_dir, settings.max_image_bytes)
