@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("piagent.providers")
 
+DONE: dict[str, Any] = {"[DONE]": True}
+"""Stands for OpenAI's last event, whose data is no JSON."""
 SPARE_LINES = 16
 INCOMPLETE = "the model server ended the answer without saying that it is complete"
 

@@ -47,35 +47,41 @@ if hasattr(socket, "TCP_USER_TIMEOUT"):
 class LineStream:
     """A streamed answer being read. `started` tells that text was given on, `complete` that the server said its end."""
 
-    def __init__(
-        self, http: "Http", response: httpx.Response, deadlines: Deadlines, model: str, reader: NdjsonReader
-    ) -> None:
+    def __init__(self, http: "Http", response: httpx.Response, deadlines: Deadlines, model: str) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an AsyncClient gives no other
         # The stream itself, not aiter_raw: that only counts bytes, at a tenth of the cost of a token.
         self._parts = response.stream.__aiter__()
         self._http = http
         self._deadlines = deadlines
         self._model = model
-        self._reader = reader
+        self._reader = NdjsonReader()
         self.ended = False
         self.started = False
         self.complete = False
 
     async def read(self) -> list[dict[str, Any]]:
         """Return the objects that one read from the network completed; at the end of the stream sets `ended`."""
+        if data := await self.receive():
+            return self._reader.feed(data)
+        self.ended = True
+        return self._reader.close()
+
+    async def receive(self) -> bytes:
+        """Return what one read from the network brought, nothing at the end. Raises ProviderError."""
         try:
-            data = await self._deadlines.read(anext(self._parts))
+            return await self._deadlines.read(anext(self._parts))
         except StopAsyncIteration:
-            self.ended = True
-            return self._reader.close()
+            return b""
         except faults.FOREIGN as error:
             raise self._http.broken(error, started=self.started) from error
-        return self._reader.feed(data)
 
     def failed(self, error: Any) -> Exception:
         """Return what the error line of this stream means."""
         http = self._http
         return faults.from_line(error, model=self._model, started=self.started, secrets=http.secrets, site=http.site)
+
+    async def aclose(self) -> None:
+        """Stop reading."""
 
     async def drain(self, response: httpx.Response) -> None:
         """Read what follows the end, within bounds: a connection that was read to its end can be used again."""
@@ -128,16 +134,17 @@ class Http:
         deadlines: Deadlines,
         *,
         model: str,
-        reader: NdjsonReader | None = None,
+        kind: type[LineStream] = LineStream,
     ) -> AsyncGenerator[LineStream, None]:
-        """Post `body` and hand out the lines of the answer; leaving closes the connection unless they were complete."""
+        """Post `body` and hand out the answer as a `kind`; leaving closes the connection unless it was complete."""
         try:
             response = await deadlines.read(self._client.send(self._request("POST", path, body), stream=True))
-            lines = LineStream(self, response, deadlines, model, reader or NdjsonReader())
+            lines = kind(self, response, deadlines, model)
             try:
                 await self._check(response, model)
                 yield lines
             finally:
+                await lines.aclose()
                 if lines.complete:
                     drain = asyncio.create_task(lines.drain(response), name="provider-drain")
                     self._drains.add(drain)

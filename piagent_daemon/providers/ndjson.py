@@ -90,7 +90,7 @@ class NdjsonReader:
             text = line.decode().strip()
         except UnicodeDecodeError:
             text = line.decode(errors="replace").strip()
-            self._warn("bytes that are not UTF-8")
+            self.warn("bytes that are not UTF-8")
         if not text:
             return None
         try:
@@ -107,7 +107,7 @@ class NdjsonReader:
         if isinstance(value, str):
             clean = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             if clean != value:
-                self._warn("half of a surrogate pair")
+                self.warn("half of a surrogate pair")
             return clean
         if isinstance(value, dict):
             return {self._without_surrogates(key): self._without_surrogates(item) for key, item in value.items()}
@@ -115,7 +115,8 @@ class NdjsonReader:
             return [self._without_surrogates(item) for item in value]
         return value
 
-    def _warn(self, what: str) -> None:
+    def warn(self, what: str) -> None:
+        """Log, once, that something of the answer cannot be shown."""
         if not self._warned:
             self._warned = True
             log.warning("the model server sent %s; it is shown as U+FFFD", what)

@@ -11,10 +11,9 @@ from typing import Any
 
 from piagent_daemon.contract import Usage
 from piagent_daemon.errors import ProviderError
-from piagent_daemon.providers.answer import Failure, Heard
+from piagent_daemon.providers.answer import DONE, Failure, Heard
 from piagent_daemon.providers.images import media_type
 from piagent_daemon.providers.openai_presets import Preset
-from piagent_daemon.providers.sse import DONE
 from piagent_daemon.values import ChatRequest, Finish, Message, ModelInfo
 
 OPTIONAL = {

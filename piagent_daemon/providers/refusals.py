@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
-from piagent_daemon.providers.sse import SseReader
 
 if TYPE_CHECKING:
     from piagent_daemon.providers.client import Http, LineStream
@@ -48,11 +47,13 @@ class Refusals:
         self, http: "Http", path: str, build: Build, deadlines: Deadlines, *, model: str, config: ProviderConfig
     ) -> AsyncGenerator["LineStream", None]:
         """Post what `build` makes and hand out the events of the answer; ask again without what was refused."""
+        from piagent_daemon.providers.sse import EventStream  # noqa: PLC0415 (READY need not wait for it)
+
         while True:
             body = build(self._left_out.get(model, frozenset()))
             opened = False
             try:
-                async with http.stream(path, body, deadlines, model=model, reader=SseReader()) as stream:
+                async with http.stream(path, body, deadlines, model=model, kind=EventStream) as stream:
                     opened = True
                     yield stream
             except ProviderError as error:

@@ -1,72 +1,84 @@
-"""Bytes of a server-sent event stream -> the JSON objects in its events.
+"""Answers that come as server-sent events: httpx-sse reads them, under our deadlines and bounds.
 
-Source: WHATWG HTML, "Interpreting an event stream". Lines are split as bytes at LF and CRLF, like those of NDJSON and
-for the same reasons: a text reader tears characters, splits at U+2028 or holds a line of any length. CR alone, which
-the specification allows and nobody sends, does not end a line.
+Source: WHATWG HTML, "Interpreting an event stream". Loaded with the first question, as httpx is.
 """
 
-import re
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import httpx
+from httpx_sse import EventSource
+
 from piagent_daemon.errors import ProviderError
-from piagent_daemon.providers.ndjson import MAX_LINE_BYTES, NdjsonReader
+from piagent_daemon.providers.answer import DONE
+from piagent_daemon.providers.client import Http, LineStream
+from piagent_daemon.providers.deadlines import Deadlines
+from piagent_daemon.providers.ndjson import MAX_LINE_BYTES
 
-DONE: dict[str, Any] = {"[DONE]": True}
-"""Stands for OpenAI's last event, whose data is no JSON; nothing after it is read."""
-_FIELD = re.compile(rb"[A-Za-z_-]+(:|$)")
+KIND = {"Content-Type": "text/event-stream; charset=utf-8-sig"}
+"""What httpx-sse wants to see, and not every server says; `-sig`, since a byte order mark at the start says nothing."""
+ERROR = b"error:"
+UNREADABLE = "\ufffd"
 
 
-class SseReader(NdjsonReader):
-    """Collects bytes in any splitting and gives back the objects of the events they complete, then DONE.
+class EventStream(LineStream):
+    """An answer whose events hold one JSON object each; their names do not matter, the objects tell what they are.
 
-    The data of an event is one JSON object; names of events do not matter, since the objects tell what they are. A
-    line of another protocol (an HTML page, a JSON error in place of a stream) is read as JSON, and raises ProviderError
-    when it is none. llama-server of 2025 has errors in a field of their own, which become objects like the others.
+    Data that is no such object, and an event larger than MAX_LINE_BYTES, raise ProviderError.
     """
 
-    __slots__ = ("_data", "_done", "_event_bytes")
+    def __init__(self, http: Http, response: httpx.Response, deadlines: Deadlines, model: str) -> None:
+        super().__init__(http, response, deadlines, model)
+        self._held = 0
+        """Bytes that came since the last event."""
+        self._last = b""
+        """What came last from the network."""
+        self._any = False
+        self._events = EventSource(httpx.Response(200, headers=KIND, stream=_Body(self._bytes()))).aiter_sse()
 
-    def __init__(self, limit: int = MAX_LINE_BYTES) -> None:
-        super().__init__(limit)
-        self._data: list[bytes] = []
-        self._event_bytes = 0
-        self._done = False
+    async def read(self) -> list[dict[str, Any]]:
+        """Return the object of the next event, or DONE; at the end of the stream sets `ended`."""
+        try:
+            event = await anext(self._events)
+        except StopAsyncIteration:
+            self.ended = True
+            return self._outside_events()
+        self._held, self._any = 0, True
+        if UNREADABLE in event.data and UNREADABLE.encode() not in self._last:  # httpx put it there
+            self._reader.warn("bytes that are not UTF-8")
+        if event.data.strip() == "[DONE]":
+            return [DONE]
+        # a line break in JSON stands between its parts only
+        return self._reader.feed(event.data.replace("\n", " ").encode() + b"\n") if event.data else []
 
-    def close(self) -> list[dict[str, Any]]:
-        """Return the objects of a last event without its blank line; to be called at the end of the stream."""
-        return self.feed(b"\n\n")
+    async def aclose(self) -> None:
+        """Leave the events."""
+        await self._events.aclose()
 
-    def _objects(self, lines: list[bytes]) -> list[dict[str, Any]]:
-        if self._done:
+    async def _bytes(self) -> AsyncGenerator[bytes, None]:
+        while data := await self.receive():
+            self._held += len(data)
+            if self._held > MAX_LINE_BYTES:
+                raise ProviderError(f"the model server sent an event longer than {MAX_LINE_BYTES} bytes")
+            self._last = data
+            yield data
+        yield b"\n\n"  # some servers end without the blank line that ends the last event
+
+    def _outside_events(self) -> list[dict[str, Any]]:
+        """Return what stands in place of events: llama-server of 2025 has a field of its own for errors, others send an
+        error or a page where a stream should be."""
+        errors = [line.removeprefix(ERROR).strip() for line in self._last.splitlines() if line.startswith(ERROR)]
+        if errors:
+            return self._reader.feed(b'{"error":%b}\n' % errors[-1])
+        if self._any:
             return []
-        found: list[bytes] = []
-        too_long = False
-        for line in lines:
-            if self._done or too_long:
-                break
-            self._event_bytes += len(line) if line[:5] == b"data:" else 0
-            too_long = max(self._event_bytes, len(line)) > self._limit
-            if line[-1:] == b"\r":
-                line = line[:-1]  # noqa: PLW2901 - the same line without its end
-            if line[:5] == b"data:":
-                self._data.append(line[6:] if line[5:6] == b" " else line[5:])
-            elif not line:
-                if self._data:
-                    found.append(self._event())
-            elif line[:6] == b"error:":
-                found.append(b'{"error":%b}' % line[6:])
-            elif line[:1] != b":" and not _FIELD.match(line):
-                found.append(line)
-        if self._done:
-            found.pop()
-        values = super()._objects(found)
-        if too_long:
-            self._fail(ProviderError(f"the model server sent an event longer than {self._limit} bytes"), values)
-        return [*values, DONE] if self._done and not self._late else values
+        found = self._reader.feed(b" ".join(self._last.splitlines()) + b"\n")
+        return [value if "error" in value else {"error": value} for value in found]
 
-    def _event(self) -> bytes:
-        data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-        self._data.clear()
-        self._event_bytes = 0
-        self._done = data.strip() == b"[DONE]"
-        return b"[DONE]" if self._done else data
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, parts: AsyncIterator[bytes]) -> None:
+        self._parts = parts
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._parts

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.providers import openai_wire as wire
-from piagent_daemon.providers.answer import Failure, vectors
+from piagent_daemon.providers.answer import DONE, Failure, vectors
 from piagent_daemon.providers.openai_presets import PRESETS, Preset
-from piagent_daemon.providers.sse import DONE
 from piagent_daemon.values import ChatRequest, Finish, Message
 
 PNG = "iVBORw0KGgoAAAA"
