@@ -48,7 +48,7 @@ def build(loaded: Loaded) -> Daemon:
     """Put the daemon together; connects to nothing yet. Raises ConfigError."""
     config = configure(loaded.settings)
     clock, notifier, tally = SystemClock(), Notifier(), Tally(SystemClock())
-    ladder = Ladder(rungs(config.settings, clock), lambda: config.settings, clock)
+    ladder = Ladder(rungs(config, clock), lambda: config.settings, clock)
     extend(ladder, config, clock)
     provider = ladder.first
     store = stores.create(config.settings, clock)
@@ -131,9 +131,9 @@ def _further_doors(config: Config, intake: Intake, clock: Clock, mqtt: Any) -> I
         yield doors.load("wyoming")(chosen, intake, clock, lambda: config.agents)
 
 
-def rungs(chosen: Settings, clock: Clock) -> list[Rung]:
+def rungs(config: Config, clock: Clock) -> list[Rung]:
     """Make the providers of PROVIDER, in order. Raises ConfigError."""
-    return [_rung(name, chosen, clock) for name in dict.fromkeys(chosen.provider.split(","))]
+    return [_rung(name, config, clock) for name in dict.fromkeys(config.settings.provider.split(","))]
 
 
 def extend(ladder: Ladder, config: Config, clock: Clock) -> None:
@@ -143,21 +143,22 @@ def extend(ladder: Ladder, config: Config, clock: Clock) -> None:
         name = agent.provider
         if name and name not in ladder.known and name not in made:
             try:
-                made[name] = _rung(name, config.settings, clock)
+                made[name] = _rung(name, config, clock)
             except ConfigError as error:
                 raise ConfigError(*(f"{agent.name}.md: provider: {text}" for text in error.problems)) from None
     for rung in made.values():
         ladder.add(rung)
 
 
-def _rung(name: str, chosen: Settings, clock: Clock) -> Rung:
-    place = providers.config.place(name, chosen)
+def _rung(name: str, config: Config, clock: Clock) -> Rung:
+    beside = {agent.provider for agent in config.agents.values() if agent.provider}
+    place = providers.config.place(name, config.settings, beside)
     wake = None
     if place.wake:
         from piagent_daemon.providers.wake import send  # noqa: PLC0415 (few have a machine to wake)
 
         wake = partial(send, place.wake)
-    made = providers.create(name, chosen)
+    made = providers.create(name, config.settings, beside)
     return Rung(made, clock, model=place.model, context_tokens=place.context_tokens, wake=wake)
 
 

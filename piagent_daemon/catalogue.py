@@ -117,16 +117,20 @@ class Catalogue:
         await self._changed(rung)
 
     async def _changed(self, rung: Rung) -> None:
+        """List the models anew; what was done is done, also when the server does not answer just now."""
         if rung is self._ladder.rungs[0]:
-            await self.refresh()
+            await _try(self.refresh())
 
     async def _bring_missing(self, rung: Rung) -> None:
         """Download the models that a provider is asked for and lacks.
 
-        Raises what may pass: then it is tried again after the next look.
+        Raises what may pass: then it is tried again after the next look, as when the server goes away.
         """
         for model in self._ladder.models(rung, self._config.agents.values()):
-            if (await rung.provider.probe(model)).model_found is False:
+            state = await rung.provider.probe(model)
+            if not state.reachable:
+                return
+            if state.model_found is False:
                 try:
                     await self._bring(rung, model)
                 except PiagentError as error:

@@ -15,6 +15,7 @@ PiagentError
 │   │   └── RateLimited     provider_unavailable  502  retryable
 │   ├── ModelNotFound       model_not_found       404
 │   ├── Unauthorized        unauthorized          502
+│   ├── RequestRefused      provider_error        502
 │   └── ProviderMisconfigured (of a provider used as a library: never on the wire)
 ├── ConfigError             (exit code 78: never on the wire)
 ├── StoreError              (health `memory_not_persisted`: never on the wire)
@@ -153,6 +154,10 @@ class Unauthorized(ProviderError):
     """The model server refused the key."""
 
     code = "unauthorized"
+
+
+class RequestRefused(ProviderError):
+    """The model server does not take this request; others may be answered."""
 
 
 class ProviderMisconfigured(ProviderError):

@@ -11,7 +11,15 @@ from typing import Final
 
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import ProviderUse, Stage
-from piagent_daemon.errors import ContextOverflow, InvalidRequest, ModelNotFound, ProviderError, ProviderUnavailable
+from piagent_daemon.errors import (
+    ContextOverflow,
+    InvalidRequest,
+    ModelNotFound,
+    ProviderError,
+    ProviderUnavailable,
+    RequestRefused,
+)
+from piagent_daemon.failures import Failures
 from piagent_daemon.ports import Clock, Provider
 from piagent_daemon.routing import capable
 from piagent_daemon.rung import WAKE_LOOK_S, WAKES_S, Rung
@@ -34,9 +42,9 @@ class Narrower(ContextOverflow):
 class Call:
     """One request on its way up the ladder.
 
-    `home` is the provider that its agent names, None for the first; `model` the one that was asked for. `estimate` is
-    the size of the prompt in tokens. `told` hears of stages. `rung` and `served` are the rung and the model that were
-    asked last: after the end, those that answered.
+    `conversation_id` is empty outside the conversations. `home` is the provider that its agent names, None for the
+    first; `model` the one that was asked for. `estimate` is the size of the prompt in tokens. `told` hears of stages.
+    `rung` and `served` are the rung and the model that were asked last: after the end, those that answered.
     """
 
     conversation_id: str
@@ -53,17 +61,15 @@ class Call:
 
 
 class Ladder:
-    """Asks the `rungs` in order; `extra` ones are only for agents. `settings` returns those in force."""
+    """Asks the rungs in order; `settings` returns those in force."""
 
-    def __init__(
-        self, rungs: Sequence[Rung], settings: Callable[[], Settings], clock: Clock, extra: Iterable[Rung] = ()
-    ) -> None:
+    def __init__(self, rungs: Sequence[Rung], settings: Callable[[], Settings], clock: Clock) -> None:
         self.rungs = tuple(rungs)
         self.on_failure: Callable[[Rung, ProviderError], None] | None = None
-        """Hears of a failure that is the rung's own, where there are several."""
+        """Hears of a failure that is the rung's own: of each where there are several, of the last of a single one."""
         self._settings = settings
         self._clock = clock
-        self._known = {rung.name: rung for rung in (*rungs, *extra)}
+        self._known = {rung.name: rung for rung in rungs}
         self._staying: OrderedDict[tuple[str, str], tuple[Rung, float]] = OrderedDict()
 
     # ---------------------------------------------------------------------------------------------------------- rungs
@@ -153,9 +159,8 @@ class Ladder:
         missing: ModelNotFound | None = None
         for rung in self.rungs:
             try:
-                wanted = model or self.general(rung.name)
-                allowed = (model,) if model else self._settings().models_allowed
-                return rung, await capable(rung.provider, "embedding", wanted, allowed)
+                wanted, allowed = model or self.general(rung.name), self._settings().models_allowed
+                return rung, await capable(rung.provider, "embedding", wanted, allowed, only=bool(model))
             except ModelNotFound as error:
                 missing = missing or error
         raise missing or ModelNotFound("There is no provider.")
@@ -177,9 +182,8 @@ class Ladder:
         tries = call.tries = call.tries or Tries(settings.max_retries, settings.backoff_factor_s)
         rungs = self._order(call)
         self._wake_before(rungs[0], call)
-        waits_until = self._clock.monotonic() + WAKES_S
+        waits_until, failures = self._clock.monotonic() + WAKES_S, Failures()
         while True:
-            failures: dict[Rung, ProviderError] = {}
             for rung, following in zip(rungs, (*rungs[1:], None), strict=True):
                 try:
                     async with aclosing(self._ask(rung, request, call)) as deltas:
@@ -187,8 +191,9 @@ class Ladder:
                             yield delta
                 except ProviderError as error:
                     if call.spoke:
+                        self._report(rung, error, call)
                         raise
-                    failures[rung] = error
+                    failures.note(rung, error)
                     if following:
                         log.info("%s: %s; asking %s", rung.name, error, following.name)
                         call.told("fallback", f"{rung.name}: {error} Asking {following.name}.")
@@ -196,22 +201,22 @@ class Ladder:
                     return
             rungs = await self._wait(failures, tries, call, waits_until)
 
-    async def _wait(
-        self, failures: dict[Rung, ProviderError], tries: Tries, call: Call, waits_until: float
-    ) -> list[Rung]:
+    async def _wait(self, failures: Failures, tries: Tries, call: Call, waits_until: float) -> list[Rung]:
         """Return whom to ask again, after a while; raise why nobody can be. A machine may wake up until then."""
-        again = {rung: error for rung, error in failures.items() if isinstance(error, ProviderUnavailable)}
-        waking = [rung for rung in again if rung.waking and self._clock.monotonic() < waits_until]
-        if not again or not (tries.left or waking):
-            raise _why(failures)
-        rung, error = next(iter(again.items()))
-        call.told("retrying", f"{waking[0].name} wakes up." if waking else str(error))
-        rung.retries += 1
+        waking = [rung for rung in failures.passing if rung.waking and self._clock.monotonic() < waits_until]
+        if not failures.passing or not (tries.left or waking):
+            for rung, error in failures.said.items():
+                self._report(rung, error, call)
+            raise failures.why()
+        call.told("retrying", f"{waking[0].name} wakes up." if waking else str(failures.soonest))
         if waking and not tries.left:
             await sleep(WAKE_LOOK_S)
-            return waking
-        await tries.after(error)
-        return list(again)
+            again = waking
+        else:
+            again = failures.due(await tries.after(failures.soonest))
+        for rung in again:
+            rung.retries += 1
+        return again
 
     async def _ask(self, rung: Rung, request: ChatRequest, call: Call) -> AsyncGenerator[Delta, None]:
         settings, model = self._settings(), self._model(rung, call)
@@ -220,6 +225,7 @@ class Ladder:
         began, first, said = self._clock.monotonic(), None, False
         rung.begin()
         try:
+            call.served = "" if sees else model
             if sees:
                 model = await capable(rung.provider, "vision", model, settings.models_allowed)
             call.served = model
@@ -237,8 +243,10 @@ class Ladder:
                     yield delta
         except ProviderError as error:
             rung.failed(error)
-            if self.several and not (isinstance(error, ModelNotFound) and (sees or model != self.general(rung.name))):
-                self._blame(rung, error)
+            if not self._innocent(rung, error, call):
+                self.rest(rung, error)
+                if self.several:
+                    self._tell(rung, error)
             if isinstance(error, ProviderUnavailable):
                 self._wake(rung)
             raise
@@ -263,11 +271,22 @@ class Ladder:
         """Learn that an answer was given up, since it was not complete in time."""
         if call.rung:
             call.rung.failed(error)
-            self._blame(call.rung, error)
+            self.rest(call.rung, error)
+            self._tell(call.rung, error)
 
-    def _blame(self, rung: Rung, error: ProviderError) -> None:
-        self.rest(rung, error)
-        if self.several and self.on_failure:
+    def _innocent(self, rung: Rung, error: ProviderError, call: Call) -> bool:
+        """Tell whether a failure says nothing of the rung: the request was a bad one, or named a model of its own."""
+        return isinstance(error, RequestRefused) or (
+            isinstance(error, ModelNotFound) and call.served != self.general(rung.name)
+        )
+
+    def _report(self, rung: Rung, error: ProviderError, call: Call) -> None:
+        """Tell of the failure of the only rung once nothing makes it good; of several, each is told at once."""
+        if not self.several and not self._innocent(rung, error, call):
+            self._tell(rung, error)
+
+    def _tell(self, rung: Rung, error: ProviderError) -> None:
+        if self.on_failure:
             self.on_failure(rung, error)
 
     def rest(self, rung: Rung, error: ProviderError) -> None:
@@ -303,7 +322,7 @@ class Ladder:
         home = self.home(call.home)
         key = call.conversation_id, home.name
         self._staying.pop(key, None)
-        if rung is not home:
+        if rung is not home and call.conversation_id:
             self._staying[key] = rung, self._clock.monotonic() + STAYS_S
             while len(self._staying) > MAX_STAYING:
                 self._staying.popitem(last=False)
@@ -322,26 +341,9 @@ class Ladder:
     def _wake(self, rung: Rung) -> None:
         if rung.wake():
             log.info("%s: its machine is told to wake up", rung.name)
-            if self.on_failure:
-                self.on_failure(rung, ProviderUnavailable(f"{rung.name} wakes up."))
+            self._tell(rung, ProviderUnavailable(f"{rung.name} wakes up."))
 
 
 def _check_said(said: bool) -> None:
     if not said:
         raise ProviderError("The model returned nothing.")
-
-
-def _why(failures: dict[Rung, ProviderError]) -> ProviderError:
-    """Return the failure that is worth telling: one that may pass before others, with a word on each."""
-    errors = list(failures.values())
-    if len(errors) == 1:
-        return errors[0]
-    worst = next((error for error in errors if error.retryable), errors[0])
-    told = type(worst)(" ".join(f"{rung.name}: {_sentence(error)}" for rung, error in failures.items()))
-    told.status_code = worst.status_code
-    return told
-
-
-def _sentence(error: ProviderError) -> str:
-    text = str(error)
-    return text if text.endswith((".", "!", "?")) else f"{text}."

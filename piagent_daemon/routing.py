@@ -14,16 +14,30 @@ NEEDS: Final = {
 }
 
 
-async def capable(provider: Provider, capability: str, first: str, allowed: Collection[str] = ()) -> str:
+def plain(model: str) -> str:
+    """Return a model's name without the tag that Ollama adds to a name without one."""
+    return model.removesuffix(":latest")
+
+
+async def capable(
+    provider: Provider, capability: str, first: str, allowed: Collection[str] = (), *, only: bool = False
+) -> str:
     """Return `first` when it has the capability or nothing is known of it, else another model that has it.
 
-    With `allowed`, only those may take its place. Raises ModelNotFound when there is none, or what the provider raises.
+    With `allowed`, only those may take its place, and none with `only`. Raises ModelNotFound when there is none, or
+    what the provider raises.
     """
-    known = await provider.capabilities(first)
+    try:
+        known = await provider.capabilities(first)
+    except ModelNotFound:
+        if only:
+            raise
+        known = frozenset({"none"})
     if not known or capability in known:
         return first
-    others = [model for model in await provider.models() if model.name != first]
-    others = [model for model in others if not allowed or model.name in allowed]
+    names = {plain(name) for name in allowed}
+    others = [] if only else [model for model in await provider.models() if plain(model.name) != plain(first)]
+    others = [model for model in others if not names or plain(model.name) in names]
     for model in others:
         if capability in model.capabilities:
             return model.name

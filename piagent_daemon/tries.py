@@ -21,10 +21,16 @@ class Tries:
     def left(self) -> bool:
         return self.used < self._most
 
-    async def after(self, error: ProviderUnavailable) -> None:
-        """Wait before the next try, at least as long as the server asked; raise `error` when no try is left."""
+    async def after(self, error: ProviderUnavailable) -> float:
+        """Wait before the next try, at least as long as the server asked but no longer than MAX_BACKOFF_S.
+
+        Return the seconds; raise `error` when no try is left.
+        """
         if not self.left:
             raise error
-        wait_s = full_jitter(self.used, self._factor_s, MAX_BACKOFF_S)
+        wait_s = max(
+            full_jitter(self.used, self._factor_s, MAX_BACKOFF_S), min(error.retry_after_s or 0.0, MAX_BACKOFF_S)
+        )
         self.used += 1
-        await asyncio.sleep(max(wait_s, min(error.retry_after_s or 0.0, MAX_BACKOFF_S)))
+        await asyncio.sleep(wait_s)
+        return wait_s

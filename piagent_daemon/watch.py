@@ -20,7 +20,6 @@ FIRST_LOOK_S: Final = 1.0
 KINDS: Final[dict[str, type[ProviderError]]] = {
     kind.code: kind for kind in (ProviderError, ProviderTimeout, ProviderUnavailable, ModelNotFound, Unauthorized)
 }
-REASONS: Final = tuple(KINDS)
 ACT: Final = frozenset({ModelNotFound.code, Unauthorized.code})
 """Reasons that do not pass by themselves."""
 LOADED_S: Final = 1.0
@@ -81,13 +80,9 @@ class ProviderWatch:
                 self._set(rung, ProviderState(reachable=True, model_loaded=True, model_found=True), None)
         elif event.code == ModelNotFound.code:  # perhaps only the one that this request named
             self._look_soon.set()
-        elif event.code in REASONS and not self._ladder.several:
-            reachable = event.code != ProviderUnavailable.code
-            self._set(self._ladder.rungs[0], ProviderState(reachable=reachable, error=event.message), event.code)
-            self._look_soon.set()
 
     def _failed(self, rung: Rung, error: ProviderError) -> None:
-        """Learn from a failure that another rung may have made good."""
+        """Learn from a failure, though another rung may have made it good."""
         reachable = not isinstance(error, ProviderUnavailable)
         self._set(rung, ProviderState(reachable=reachable, error=str(error)), error.code)
         self._look_soon.set()

@@ -1,7 +1,6 @@
 """The family of model servers: one line each, loaded only when used."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,21 +38,23 @@ def make(config: ProviderConfig) -> Provider:
     """Make a provider; ConfigError for an unknown kind, or an address or key it cannot use. Opens no connection."""
     if config.key and not (config.key.isascii() and config.key.isprintable() and " " not in config.key):
         raise ConfigError(f"{config.key_setting}: a key has printable ASCII characters only, and no spaces")
-    if config.kind == "ollama-cloud" and config.url.rstrip("/").endswith("/v1"):  # the same cloud, as OpenAI speaks
-        config = replace(config, kind="custom")
-    made: Provider = load(config.kind)(config)  # type: ignore[call-arg] # a Protocol cannot say how it is made
+    as_openai = config.kind == "ollama-cloud" and config.url.rstrip("/").endswith("/v1")
+    made: Provider = load("openai" if as_openai else config.kind)(config)  # type: ignore[call-arg] # as all are made
     return made
 
 
-def create(name: str, settings: Settings) -> Provider:
-    """Make a provider by its name: that of a table [providers.<name>], or a kind; ConfigError as in `make`."""
+def create(name: str, settings: Settings, beside: Collection[str] = ()) -> Provider:
+    """Make a provider by its name: that of a table [providers.<name>], or a kind; ConfigError as in `make`.
+
+    `beside`: see `config.place`.
+    """
     if name in settings.providers and settings.providers[name].kind not in PROVIDERS:
         kind, known = settings.providers[name].kind, ", ".join(sorted(PROVIDERS))
         raise ConfigError(f"[providers.{name}] kind: {kind!r} is not one of {known}")
     if name not in settings.providers and name not in PROVIDERS:
         known = ", ".join(sorted({*settings.providers, *PROVIDERS}))
         raise ConfigError(f"PROVIDER: {name!r} is not one of {known}")
-    return make(place(name, settings).config)
+    return make(place(name, settings, beside).config)
 
 
 def get_available_providers() -> list[str]:

@@ -50,7 +50,7 @@ async def relay(opening: Opening, request: ChatRequest, config: ProviderConfig) 
     try:
         deadlines.allow(config.first_token_timeout_s, "first token")
         async with opening(request, deadlines) as (stream, hear):
-            count, limit = 0, _limit(request)
+            count, limit, heard = 0, _limit(request), False
             while not stream.ended:
                 read = await stream.read()
                 parts = [[value] for value in read] if request.singly else [read] if read else []
@@ -63,19 +63,21 @@ async def relay(opening: Opening, request: ChatRequest, config: ProviderConfig) 
                                 log.warning("the model server goes on after num_predict tokens: the answer is cut")
                                 yield Delta(text, thinking, Finish("length", _counted(count)))
                                 return
-                            stream.started = True
+                            heard = True
+                            stream.started = stream.started or bool(text)
                             yield Delta(text, thinking)
-                        if stream.started:
+                        if heard:
                             deadlines.allow(config.idle_timeout_s, "next token")
                     elif isinstance(end, Failure):
                         if text or thinking:
-                            stream.started = True
+                            stream.started = stream.started or bool(text)
                             yield Delta(text, thinking)
                         raise end.error if isinstance(end.error, PiagentError) else stream.failed(end.error)
                     else:
                         stream.complete = True
                         yield Delta(text, thinking, end)
                         return
+                stream.check()
     finally:
         deadlines.close()
     raise ProviderError(INCOMPLETE)

@@ -10,7 +10,7 @@ from piagent_daemon.errors import ConfigError, ModelNotFound, ProviderError
 from piagent_daemon.providers import anthropic_wire as wire
 from piagent_daemon.providers.address import parse_address
 from piagent_daemon.providers.answer import Hear, look
-from piagent_daemon.providers.api_rules import API_RULES
+from piagent_daemon.providers.api_rules import API_RULES, NoSuchPath
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import Site
@@ -44,7 +44,8 @@ class AnthropicProvider(Remote):
             "is its name right, and may this key use it?",
             f"Is it running, and is {config.url_setting} right?" if config.url else "Is this machine online?",
         )
-        super().__init__(config, address, site, {"anthropic-version": VERSION, "x-api-key": config.key or ""})
+        key = {"x-api-key": config.key} if config.key else {}
+        super().__init__(config, address, site, {"anthropic-version": VERSION, **key})
         self._path = "" if address.path.endswith("/v1") else "/v1"
         self._refusals = Refusals(wire.OPTIONAL)
         self._ignored: set[str] = set()
@@ -76,6 +77,8 @@ class AnthropicProvider(Remote):
     async def _state(self, model: str) -> ProviderState:
         try:
             await self._entry(model)
+        except NoSuchPath:  # a server that only speaks like it may have no list
+            return ProviderState(True)
         except ModelNotFound as error:
             return ProviderState(True, None, False, str(error))
         return ProviderState(True, None, True)
@@ -86,9 +89,12 @@ class AnthropicProvider(Remote):
         return [wire.model(row) for row in wire.rows(found)]
 
     async def capabilities(self, model: str) -> frozenset[str]:
-        """Return what the model's entry says; asked once for each model."""
+        """Return what the model's entry says, nothing where there are no entries; asked once for each model."""
         if model not in self._capabilities:
-            self._capabilities[model] = wire.abilities(await self._entry(model))
+            try:
+                self._capabilities[model] = wire.abilities(await self._entry(model))
+            except NoSuchPath:
+                self._capabilities[model] = frozenset()
         return self._capabilities[model]
 
     async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:  # noqa: ARG002 - the seam's signature

@@ -4,7 +4,7 @@ Sources: the pages on errors of the OpenAI and Anthropic APIs; the words of llam
 text-generation-inference and the Hugging Face router.
 """
 
-from piagent_daemon.errors import PiagentError, ProviderError
+from piagent_daemon.errors import PiagentError, ProviderError, RateLimited
 from piagent_daemon.providers.fault_rules import (
     REDIRECT,
     REFUSED,
@@ -16,8 +16,13 @@ from piagent_daemon.providers.fault_rules import (
     other,
     overflow,
     passing,
+    refused,
     rule,
 )
+
+
+class NoSuchPath(ProviderError):
+    """The address is not the server's, or it does not have that part of the protocol."""
 
 
 def _loading(fault: Fault) -> PiagentError:
@@ -25,7 +30,7 @@ def _loading(fault: Fault) -> PiagentError:
 
 
 def _unpaid(fault: Fault) -> PiagentError:
-    return passing(fault, "the model server wants to be paid first")
+    return passing(fault, "the model server wants to be paid first", RateLimited)
 
 
 def _failed(fault: Fault) -> PiagentError:
@@ -33,8 +38,8 @@ def _failed(fault: Fault) -> PiagentError:
 
 
 def _no_such_path(fault: Fault) -> PiagentError:
-    return ProviderError(
-        f"the model server does not know this address (404): {fault.words or 'without a word'}; "
+    return NoSuchPath(
+        f"the model server does not know this address ({fault.status}): {fault.words or 'without a word'}; "
         f"is {fault.site.url_setting} right?"
     )
 
@@ -66,6 +71,7 @@ API_RULES: tuple[Rule, ...] = (
     rule(other, "invalid_request", None),
     rule(_failed, "", None),
     REDIRECT,
+    rule(refused, "", 400, 422),
     rule(other),
 )
 """For servers that speak like OpenAI or Anthropic: what fails with a status of 500 there passes."""

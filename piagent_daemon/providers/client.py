@@ -17,7 +17,7 @@ from piagent_daemon.providers.address import Address
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA, Site
-from piagent_daemon.providers.ndjson import NdjsonReader
+from piagent_daemon.providers.ndjson import NdjsonReader, without_surrogates
 from piagent_daemon.providers.sockets import PlainTransport
 
 log = logging.getLogger("piagent.providers")
@@ -75,6 +75,11 @@ class LineStream:
         except faults.FOREIGN as error:
             raise self._http.broken(error, started=self.started) from error
 
+    def check(self) -> None:
+        """Raise what is wrong with the rest of what was read, if anything."""
+        if self._reader.late:
+            raise self._reader.late
+
     def failed(self, error: Any) -> Exception:
         """Return what the error line of this stream means."""
         http = self._http
@@ -104,14 +109,16 @@ class Http:
     def __init__(
         self, address: Address, config: ProviderConfig, *, site: Site = OLLAMA, headers: Mapping[str, str] | None = None
     ) -> None:
-        """`headers` say who we are: by default the bearer key, or else the user and password of the address."""
+        """`headers` say who we are: by default the bearer key; without either, user and password of the address do."""
         self.server = address.url
         self.site = site
-        self.secrets: Sequence[str] = [secret for secret in (config.key, *address.userinfo.split(":", 1)) if secret]
+        given = {**_basic(address), **(_bearer(config) if headers is None else headers)}
+        secrets = (config.key, *address.userinfo.split(":", 1), *(value.partition(" ")[2] for value in given.values()))
+        self.secrets: Sequence[str] = [secret for secret in secrets if secret]
         self._drains: set[asyncio.Task[None]] = set()
         self._client = httpx.AsyncClient(
             base_url=address.url,
-            headers={**HEADERS, **(_authorization(address, config.key) if headers is None else headers)},
+            headers={**HEADERS, **given},
             # Reads, writes and the wait for a connection are bounded by Deadlines, or by a timeout around a call.
             timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
             follow_redirects=False,
@@ -180,6 +187,8 @@ class Http:
             raise self.broken(error) from error
         try:
             value = json.loads(raw) if raw.strip() else {}
+            if b"\\u" in raw:
+                value = without_surrogates(value)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -223,12 +232,13 @@ class Http:
             )
 
 
-def _authorization(address: Address, key: str | None) -> dict[str, str]:
-    if key:
-        return {"Authorization": f"Bearer {key}"}
-    if address.userinfo:
-        return {"Authorization": f"Basic {base64.b64encode(address.userinfo.encode()).decode()}"}
-    return {}
+def _bearer(config: ProviderConfig) -> dict[str, str]:
+    return {"Authorization": f"Bearer {config.key}"} if config.key else {}
+
+
+def _basic(address: Address) -> dict[str, str]:
+    given = base64.b64encode(address.userinfo.encode()).decode()
+    return {"Authorization": f"Basic {given}"} if given else {}
 
 
 async def _read(response: httpx.Response, limit: int, *, strict: bool = True) -> bytes:

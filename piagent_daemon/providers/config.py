@@ -1,5 +1,6 @@
 """What one provider is told, whichever settings it came from."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -59,12 +60,22 @@ class Place(NamedTuple):
     wake: Wake | None = None
 
 
-def place(name: str, settings: Settings) -> Place:
-    """Return what is known of a provider: its table [providers.<name>], or the plain settings of that kind."""
+def place(name: str, settings: Settings, beside: Collection[str] = ()) -> Place:
+    """Return what is known of a provider: its table [providers.<name>], and the plain settings of its kind.
+
+    PROVIDER_URL and PROVIDER_KEY belong to the one of PROVIDER that takes them, else to whoever has no key of its own;
+    OLLAMA_API_KEY to Ollama's cloud where that is used: no key goes to somebody else's address. `beside` are providers
+    that PROVIDER does not name and that are used as well. Raises ConfigError where one setting would go to two of it.
+    """
     table = settings.providers.get(name)
+    kind = table.kind if table else name
+    plain = _plain(name, kind, settings)
+    used = {_kind(one, settings) for one in (*settings.provider.split(","), *beside)}
+    if kind == "ollama" and "ollama-cloud" in used:
+        plain = replace(plain, key=None)
     if table is None:
-        return Place(from_settings(name, settings))
-    config = replace(from_settings(table.kind, settings), name=name)
+        return Place(plain)
+    config = plain
     if table.url is not None:  # a key of the plain settings is not sent elsewhere
         config = replace(config, url=table.url, key=None, url_setting=f"[providers.{name}] url")
     if table.url is not None or table.key is not None:
@@ -79,26 +90,15 @@ def place(name: str, settings: Settings) -> Place:
     return Place(config, table.model, table.context_tokens, wake)
 
 
-def from_settings(name: str, settings: Settings) -> ProviderConfig:
-    """Return the configuration of the plain case: PROVIDER names a kind, and the settings hold the rest.
-
-    Raises ConfigError where an address or key would go to two servers.
-    """
-    url_setting, key_setting = PLAIN.get(name, ANY)
-    key = getattr(settings, key_setting.lower())
-    ladder = settings.provider.split(",")
-    if name == "ollama" and "ollama-cloud" in ladder:  # then it is the cloud's key
-        key = None
-    for setting, place in ((url_setting, 0), (key_setting, 1)):
-        owners = [one for one in ladder if one not in settings.providers and PLAIN.get(one, ANY)[place] == setting]
-        if setting in ANY and len(owners) > 1 and getattr(settings, setting.lower()):
-            raise ConfigError(
-                f"{setting}: {' and '.join(owners)} would take it; give each its own in a table [providers.<name>]"
-            )
+def _plain(name: str, kind: str, settings: Settings) -> ProviderConfig:
+    """Return what the plain settings say for a provider of that kind."""
+    url_setting, key_setting = PLAIN.get(kind, ANY)
+    url = getattr(settings, url_setting.lower()) if _takes(name, 0, settings) else None
+    key = getattr(settings, key_setting.lower()) if _takes(name, 1, settings) else None
     return ProviderConfig(
         name=name,
-        kind=name,
-        url=(getattr(settings, url_setting.lower()) if url_setting else None) or "",
+        kind=kind,
+        url=url or "",
         key=key.get_secret_value() if key else None,
         model=settings.ollama_model_general,
         context_tokens=settings.ctx_tokens,
@@ -111,3 +111,29 @@ def from_settings(name: str, settings: Settings) -> ProviderConfig:
         url_setting=url_setting or ANY[0],
         key_setting=key_setting,
     )
+
+
+def _takes(name: str, place: int, settings: Settings) -> bool:
+    """Tell whether a provider takes the setting at that place (0: address, 1: key) of its kind's line in PLAIN."""
+    setting = PLAIN.get(_kind(name, settings), ANY)[place]
+    if not (setting and _wants(name, place, setting, settings)):
+        return False
+    if setting not in ANY or not getattr(settings, setting.lower()):
+        return True
+    owners = [one for one in settings.provider.split(",") if _wants(one, place, setting, settings)]
+    if len(owners) > 1:
+        raise ConfigError(
+            f"{setting}: {' and '.join(owners)} would take it; give each its own in a table [providers.<name>]"
+        )
+    return name in owners or (not owners and _kind(name, settings) not in PLAIN)
+
+
+def _wants(name: str, place: int, setting: str, settings: Settings) -> bool:
+    """Tell whether that setting is the one for a provider, and its table has none of its own."""
+    table = settings.providers.get(name)
+    own = table and (table.url if place == 0 else table.url or table.key) is not None
+    return not own and PLAIN.get(_kind(name, settings), ANY)[place] == setting
+
+
+def _kind(name: str, settings: Settings) -> str:
+    return settings.providers[name].kind if name in settings.providers else name

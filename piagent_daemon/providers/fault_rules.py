@@ -14,6 +14,7 @@ from piagent_daemon.errors import (
     ProviderError,
     ProviderUnavailable,
     RateLimited,
+    RequestRefused,
     Unauthorized,
 )
 
@@ -116,6 +117,15 @@ def _died(fault: Fault) -> PiagentError:
     return passing(fault, "the model server's runner failed")
 
 
+def _offline(fault: Fault) -> PiagentError:
+    return passing(fault, "the model server cannot reach what it downloads from")
+
+
+def refused(fault: Fault) -> PiagentError:
+    """Make the error for a request that the server does not take, though it may be well itself."""
+    return RequestRefused(str(other(fault)))
+
+
 def passing(fault: Fault, what: str, kind: type[ProviderUnavailable] = ProviderUnavailable) -> PiagentError:
     """Return an error that a new try or another server may cure, as long as no text was given on."""
     message = f"{what}: {fault.words or (f'status {fault.status}' if fault.status else 'without a word')}"
@@ -165,7 +175,15 @@ OLLAMA_RULES: tuple[Rule, ...] = (
         "|runner process no longer running|timed out waiting for .*(runner|server)",
         *(500, None),
     ),
+    rule(
+        _offline,
+        "dial tcp|no such host|name resolution|network is unreachable|no route to host|connection (reset|refused|timed)"
+        "|i/o timeout|handshake timeout|deadline exceeded|unexpected eof|max retries exceeded",
+        *(500, None),
+    ),
     REDIRECT,
+    rule(refused, "", 400, 422),
+    rule(refused, "must be of type", 500),
     rule(other),
 )
 """The first that fits decides; the last fits everything."""

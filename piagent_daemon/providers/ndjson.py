@@ -24,19 +24,20 @@ class NdjsonReader:
     it were given back.
     """
 
-    __slots__ = ("_held", "_late", "_limit", "_size", "_warned")
+    __slots__ = ("_held", "_limit", "_size", "_warned", "late")
 
     def __init__(self, limit: int = MAX_LINE_BYTES) -> None:
         self._limit = limit
         self._held: list[bytes] = []
         self._size = 0
-        self._late: ProviderError | None = None
+        self.late: ProviderError | None = None
+        """What is wrong behind the objects that were given back."""
         self._warned = False
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """Return the objects of the lines that `data` completes."""
-        if self._late:
-            raise self._late
+        if self.late:
+            raise self.late
         lines = data.split(b"\n")
         rest = lines.pop()
         if lines and self._held:
@@ -79,9 +80,9 @@ class NdjsonReader:
         return found
 
     def _fail(self, error: ProviderError, found: list[dict[str, Any]]) -> None:
-        self._late = self._late or error
+        self.late = self.late or error
         if not found:
-            raise self._late
+            raise self.late
 
     def _parse(self, line: bytes) -> dict[str, Any] | None:
         if len(line) > self._limit:
@@ -91,35 +92,34 @@ class NdjsonReader:
         except UnicodeDecodeError:
             text = line.decode(errors="replace").strip()
             self.warn("bytes that are not UTF-8")
+        text = text.removeprefix("\ufeff")  # a byte order mark says nothing
         if not text:
             return None
         try:
             value, end = _decode(text)
             if type(value) is dict and end == len(text):
-                if "\\ud" in text or "\\uD" in text:
-                    value = self._without_surrogates(value)
-                return value  # type: ignore[no-any-return]
+                clean = without_surrogates(value) if "\\ud" in text or "\\uD" in text else value
+                if clean != value:
+                    self.warn("half of a surrogate pair")
+                return clean
         except (ValueError, RecursionError):
             pass
         raise ProviderError(f"the model server sent a line that is not a JSON object: {_excerpt(line)}")
-
-    def _without_surrogates(self, value: Any) -> Any:
-        if isinstance(value, str):
-            clean = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            if clean != value:
-                self.warn("half of a surrogate pair")
-            return clean
-        if isinstance(value, dict):
-            return {self._without_surrogates(key): self._without_surrogates(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._without_surrogates(item) for item in value]
-        return value
 
     def warn(self, what: str) -> None:
         """Log, once, that something of the answer cannot be shown."""
         if not self._warned:
             self._warned = True
             log.warning("the model server sent %s; it is shown as U+FFFD", what)
+
+
+def without_surrogates(value: Any) -> Any:
+    """Return a JSON value with U+FFFD for each half of a surrogate pair, which no UTF-8 text can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    return [without_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
 def _too_long(limit: int) -> str:

@@ -10,7 +10,7 @@ from piagent_daemon.errors import ConfigError, ProviderError
 from piagent_daemon.providers import openai_wire as wire
 from piagent_daemon.providers.address import Address, parse_address
 from piagent_daemon.providers.answer import Hear, look, read_prompt, vectors
-from piagent_daemon.providers.api_rules import API_RULES
+from piagent_daemon.providers.api_rules import API_RULES, NoSuchPath
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import Site, model_not_found
@@ -78,7 +78,10 @@ class OpenAIProvider(Remote):
         return await look(self._state(model), PROBE_S)
 
     async def _state(self, model: str) -> ProviderState:
-        found = await self._rows()
+        try:
+            found = await self._rows()
+        except NoSuchPath:  # some servers have no list
+            return ProviderState(True)
         if self._preset.one_model:
             return ProviderState(True, model_loaded=True, model_found=True)
         row = next((row for row in found if wire.named(row, model)), None)
@@ -94,7 +97,10 @@ class OpenAIProvider(Remote):
     async def capabilities(self, model: str) -> frozenset[str]:
         """Return what the list of models says of a model, or what its name lets expect; asked once for each model."""
         if model not in self._capabilities:
-            found = await self._rows()
+            try:
+                found = await self._rows()
+            except NoSuchPath:
+                found = []
             row = next((row for row in found if wire.named(row, model)), None)
             if row is None and self._preset.one_model and found:
                 row = found[0]
@@ -123,7 +129,7 @@ class OpenAIProvider(Remote):
             try:
                 return wire.rows(await self._http.call("GET", f"{self._root}{self._preset.catalogue}"))
             except ProviderError as error:
-                if type(error) is not ProviderError:
+                if type(error) not in {ProviderError, NoSuchPath}:
                     raise
                 log.debug("no list of models at %s: %s", self._preset.catalogue, error)  # an older server
         return wire.rows(await self._http.call("GET", "/models"))

@@ -56,5 +56,6 @@ PRESETS = {
         keyed=True,
         missing="is its name right, and does a provider in your account serve it?",
     ),
+    "ollama-cloud": Preset(quiet={"reasoning_effort": "none"}),  # with an address that ends in /v1
     "custom": Preset(options={**LOCAL, "repeat_penalty": "repetition_penalty"}),
 }

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from piagent_daemon.errors import ProviderError
+from piagent_daemon.errors import ProviderError, RequestRefused
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 
@@ -66,7 +66,7 @@ class Refusals:
     def learn(self, model: str, sent: Mapping[str, Any], error: ProviderError) -> bool:
         """Note which field of `sent` was refused; False when `error` means something else."""
         words = str(error)
-        if type(error) is not ProviderError or not _REFUSED.search(words):
+        if type(error) not in {ProviderError, RequestRefused} or not _REFUSED.search(words):
             return False
         for name, pattern in self._optional.items():
             if name in sent and pattern.search(words):

@@ -1,8 +1,8 @@
 """What the providers over HTTP share: where their server is, and the connections to it."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from piagent_daemon.providers.address import Address
@@ -28,13 +28,20 @@ class Remote:
         self._site = site
         self._headers = headers
         self._capabilities: dict[str, frozenset[str]] = {}
+        self._made: tuple[asyncio.AbstractEventLoop, Http] | None = None
 
-    @cached_property
+    @property
     def _http(self) -> "Http":
-        """The connections; made when first needed, since READY need not wait for httpx, a sixth of all imports."""
-        from piagent_daemon.providers.client import Http  # noqa: PLC0415
+        """The connections of this event loop: a library may be used in one `asyncio.run` after the other.
 
-        return Http(self._address, self._config, site=self._site, headers=self._headers)
+        Made when first needed, since READY need not wait for httpx, a sixth of all imports.
+        """
+        loop = asyncio.get_running_loop()
+        if self._made is None or self._made[0] is not loop:
+            from piagent_daemon.providers.client import Http  # noqa: PLC0415
+
+            self._made = loop, Http(self._address, self._config, site=self._site, headers=self._headers)
+        return self._made[1]
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Stream one answer (`answer.relay`)."""
@@ -48,5 +55,5 @@ class Remote:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        if "_http" in vars(self):
+        if self._made:
             await self._http.aclose()

@@ -16,7 +16,7 @@ from piagent_daemon.cli.embedded import broker, in_background
 from piagent_daemon.cli.standin import MODEL, answer, standin
 from piagent_daemon.doors.mqtt_client import MqttClient
 from piagent_daemon.errors import DoorError
-from piagent_daemon.providers.config import from_settings
+from piagent_daemon.providers.config import place
 from piagent_daemon.providers.ollama import OllamaProvider
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
@@ -98,7 +98,7 @@ def url() -> Iterator[str]:
 
 
 async def test_the_stand_in_speaks_ollama_s_protocol(url: str) -> None:
-    provider = OllamaProvider(from_settings("ollama", Settings(ollama_host=url)))
+    provider = OllamaProvider(place("ollama", Settings(ollama_host=url)).config)
     try:
         state = await provider.probe(MODEL)
         assert (state.reachable, state.model_found, state.model_loaded) == (True, True, True)

@@ -20,7 +20,7 @@ from piagent_daemon.errors import (
     RateLimited,
     Unauthorized,
 )
-from piagent_daemon.providers.config import from_settings
+from piagent_daemon.providers.config import place
 from piagent_daemon.providers.ollama import OllamaProvider
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Delta, Finish, Message
@@ -51,7 +51,7 @@ def asking(text: str, **changes: Any) -> ChatRequest:
 
 @contextlib.asynccontextmanager
 async def connected(url: str, **changes: Any) -> AsyncIterator[OllamaProvider]:
-    provider = OllamaProvider(from_settings("ollama", settings(url, **changes)))
+    provider = OllamaProvider(place("ollama", settings(url, **changes)).config)
     try:
         yield provider
     finally:

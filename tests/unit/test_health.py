@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from piagent_daemon.contract import ContextUse, ErrorEvent, Final, ProviderHealth, QueueHealth, Speed, Timing, Usage
+from piagent_daemon.errors import ProviderTimeout, Unauthorized
 from piagent_daemon.health import Reporter, Tally, rss_mb
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
@@ -127,9 +128,11 @@ async def test_a_look_at_the_model_server_becomes_a_reason(state: ProviderState,
 
 
 async def test_a_failed_answer_degrades_and_a_good_one_heals() -> None:
-    watch = ProviderWatch(ladder_of(ScriptedProvider()), Config(Settings(), {}))
+    ladder = ladder_of(ScriptedProvider())
+    watch = ProviderWatch(ladder, Config(Settings(), {}))
     await watch.look()
-    watch.ended(error("unauthorized"))
+    assert ladder.on_failure
+    ladder.on_failure(ladder.rungs[0], Unauthorized("it failed"))
     assert (watch.reason, watch.health.error) == ("unauthorized", "it failed")
     watch.ended(error("busy"))
     assert watch.reason == "unauthorized"
@@ -160,11 +163,13 @@ async def test_a_change_of_the_model_server_is_logged_once(caplog: pytest.LogCap
 
 async def test_trouble_brings_the_next_look_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("piagent_daemon.watch.FIRST_LOOK_S", 0.0)
-    watch = ProviderWatch(ladder_of(ScriptedProvider()), Config(Settings(health_interval_s=3600), {}))
+    ladder = ladder_of(ScriptedProvider())
+    watch = ProviderWatch(ladder, Config(Settings(health_interval_s=3600), {}))
     healed = asyncio.Event()
     task = asyncio.create_task(watch.run())
     await asyncio.sleep(0)
-    watch.ended(error("timeout"))
+    assert ladder.on_failure
+    ladder.on_failure(ladder.rungs[0], ProviderTimeout("silence"))
     watch.on_change = healed.set
     await asyncio.wait_for(healed.wait(), 5)
     assert watch.reason is None

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from piagent_daemon.contract import ErrorEvent, Stage
+from piagent_daemon.contract import Stage
 from piagent_daemon.errors import (
     ContextOverflow,
     ModelNotFound,
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
+    RateLimited,
+    RequestRefused,
     Unauthorized,
 )
 from piagent_daemon.ladder import STAYS_S, Call, Ladder, Narrower
@@ -415,11 +417,9 @@ async def test_a_rung_that_rests_is_looked_at_when_its_rest_is_over() -> None:
 async def test_a_refused_key_is_told_until_an_answer_comes() -> None:
     house = House("a")
     watch = ProviderWatch(house.ladder, Config(house.settings, {}))
-    event = ErrorEvent.model_validate(
-        {"conversation_id": "k", "request_id": "r", "attempt": 1, "seq": 0, "ts": house.clock.now()}
-        | {"code": "unauthorized", "message": "no", "status_code": 502, "retryable": False}
-    )
-    watch.ended(event)
+    house.providers["a"].scripts = [fails(Unauthorized("no"))]
+    with pytest.raises(Unauthorized):
+        await house.ask()
     await watch.look()
     assert watch.reasons == ["unauthorized"], "a look at the list of models needs no key"
     house.providers["a"].state = ProviderState(reachable=True, error="the key is refused", code="unauthorized")
@@ -428,8 +428,58 @@ async def test_a_refused_key_is_told_until_an_answer_comes() -> None:
     house.providers["a"].state = ProviderState(reachable=True, model_found=True)
     await watch.look()
     assert watch.reasons == []
-    watch.ended(event.model_copy(update={"code": "model_not_found"}))
-    assert watch.reasons == [], "perhaps only the one that this request named"
+
+
+async def test_a_model_that_only_this_request_named_is_nobodys_trouble() -> None:
+    house = House("a")
+    watch = ProviderWatch(house.ladder, Config(house.settings, {}))
+    house.providers["a"].script = fails(ModelNotFound("no such model"))
+    with pytest.raises(ModelNotFound):
+        await house.ask(call=house.call(model="tpyo"))
+    assert watch.reasons == []
+    with pytest.raises(ModelNotFound):
+        await house.ask()
+    assert watch.reasons == ["model_not_found"]
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+async def test_a_request_that_is_refused_as_such_is_nobodys_trouble(names: tuple[str, ...]) -> None:
+    house = House(*names)
+    watch = ProviderWatch(house.ladder, Config(house.settings, {}))
+    for provider in house.providers.values():
+        provider.scripts = [fails(RequestRefused("bad schema"))]
+    with pytest.raises(RequestRefused):
+        await house.ask()
+    assert house.asked() == list(names), "another server may take it"
+    assert (watch.reasons, [house.use(name).resting_s for name in names]) == ([], [0.0] * len(names))
+    assert await house.ask() == "from a"
+
+
+async def test_a_server_is_asked_again_only_after_the_time_that_it_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("piagent_daemon.tries.asyncio.sleep", pause)
+    monkeypatch.setattr("piagent_daemon.tries.full_jitter", lambda *_: 1.0)
+    house = House("a", "b", "c", max_retries=3)
+    house.providers["a"].script = fails(ProviderUnavailable("refused"))
+    house.providers["b"].script = fails(RateLimited("slowly", retry_after_s=2.5))
+    house.providers["c"].script = fails(ProviderUnavailable("refused"))
+    with pytest.raises(ProviderUnavailable, match=r"a: refused\. b: slowly\. c: refused\."):
+        await house.ask()
+    assert waits == [1.0, 1.0, 1.0]
+    assert [len(provider.asked) for provider in house.providers.values()] == [4, 2, 4]
+    assert [house.use(name).retries for name in house.providers] == [3, 1, 3]
+
+
+async def test_nothing_is_kept_of_what_is_outside_the_conversations() -> None:
+    house = House("a", "b")
+    house.providers["a"].scripts = [fails(ProviderUnavailable("refused"))]
+    assert await house.ask("") == "from b"
+    house.clock.advance(60)
+    assert await house.ask("") == "from a"
 
 
 async def test_everybody_is_looked_at_when_somebody_asks() -> None:

@@ -45,6 +45,7 @@ LAYERS = (
         "pace",
         "rung",
         "routing",
+        "failures",
         "ladder",
         "loops",
         "cache",
@@ -75,6 +76,7 @@ LAYERS = (
 ENGINE, ADAPTERS = LAYERS[2], LAYERS[3]
 HOMES = {
     "httpx": {"providers"},
+    "httpx_sse": {"providers"},
     "paho": {"doors"},
     "wyoming": {"doors"},
     "sqlite3": {"stores"},

@@ -184,7 +184,7 @@ def test_a_name_that_nobody_knows_is_refused_with_those_that_are() -> None:
 async def test_the_daemon_s_ladder_has_the_rungs_of_provider_and_of_agents() -> None:
     settings = load(TWO + '\n[providers.den]\nkind = "echo"\nmodel = "den"\n').settings
     clock = FakeClock()
-    ladder = Ladder(app.rungs(settings, clock), lambda: settings, clock)
+    ladder = Ladder(app.rungs(Config(settings, {}), clock), lambda: settings, clock)
     app.extend(ladder, Config(settings, {"voice": Agent("voice", "", provider="den")}), clock)
     assert list(ladder.known) == ["office", "ollama-cloud", "den"]
     assert [ladder.general(name) for name in ladder.known] == ["qwen2.5:14b", "gpt-oss:120b", "den"]

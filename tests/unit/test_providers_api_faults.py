@@ -15,10 +15,11 @@ from piagent_daemon.errors import (
     ProviderError,
     ProviderUnavailable,
     RateLimited,
+    RequestRefused,
     Unauthorized,
 )
 from piagent_daemon.providers import faults
-from piagent_daemon.providers.api_rules import API_RULES
+from piagent_daemon.providers.api_rules import API_RULES, NoSuchPath
 from piagent_daemon.providers.fault_rules import Site
 
 SITE = Site(API_RULES, "THE_URL", "THE_KEY", "look for {model} elsewhere", "Is it there?")
@@ -71,11 +72,11 @@ def typed(kind: str, message: str) -> dict[str, Any]:
             "x",
         ),
         (400, {"message": "no", "code": "model_not_supported"}, ModelNotFound, "x"),
-        (404, "Not Found", ProviderError, "is THE_URL right"),
-        (405, "Method Not Allowed", ProviderError, "is THE_URL right"),
-        (402, "You have exceeded your monthly included credits", ProviderUnavailable, "to be paid"),
-        (429, {"message": "You exceeded your quota", "code": "insufficient_quota"}, ProviderUnavailable, "to be paid"),
-        (400, typed("invalid_request_error", "Your credit balance is too low"), ProviderUnavailable, "to be paid"),
+        (404, "Not Found", NoSuchPath, "is THE_URL right"),
+        (405, "Method Not Allowed", NoSuchPath, "is THE_URL right"),
+        (402, "You have exceeded your monthly included credits", RateLimited, "to be paid"),
+        (429, {"message": "You exceeded your quota", "code": "insufficient_quota"}, RateLimited, "to be paid"),
+        (400, typed("invalid_request_error", "Your credit balance is too low"), RateLimited, "to be paid"),
         (429, {"message": "Rate limit reached"}, RateLimited, "overloaded: Rate limit"),
         (529, typed("overloaded_error", "Overloaded"), ProviderUnavailable, "overloaded: Overloaded"),
         (
@@ -88,8 +89,8 @@ def typed(kind: str, message: str) -> dict[str, Any]:
         (502, "Bad Gateway", ProviderUnavailable, "status 502"),
         (524, "timeout", ProviderUnavailable, "status 524"),
         (501, "no embeddings here", ProviderError, "status 501"),
-        (400, {"message": "Unsupported parameter: 'temperature'"}, ProviderError, "status 400: Unsupported"),
-        (422, "bad schema", ProviderError, "status 422"),
+        (400, {"message": "Unsupported parameter: 'temperature'"}, RequestRefused, "status 400: Unsupported"),
+        (422, "bad schema", RequestRefused, "status 422"),
         (307, "", ProviderError, "let THE_URL name its end"),
     ],
 )

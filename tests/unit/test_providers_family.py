@@ -7,8 +7,11 @@ import pytest
 from piagent_daemon.errors import ConfigError, ModelNotFound, ProviderError
 from piagent_daemon.ladder import Call, Ladder
 from piagent_daemon.ports import Provider
+from piagent_daemon.provider_tables import ProviderTable
 from piagent_daemon.providers import PROVIDERS, create, load, make
-from piagent_daemon.providers.config import ProviderConfig, from_settings
+from piagent_daemon.providers.config import ProviderConfig, place
+from piagent_daemon.providers.openai_presets import PRESETS
+from piagent_daemon.providers.openai_wire import chat_body
 from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
@@ -61,23 +64,69 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(kind: str, key:
 
 def test_no_key_or_address_goes_to_two_servers() -> None:
     settings = Settings.model_validate({"provider": "ollama,ollama-cloud", **KEYS})
-    assert from_settings("ollama", settings).key is None
-    assert from_settings("ollama-cloud", settings).key == "canary"
+    assert place("ollama", settings).config.key is None
+    assert place("ollama-cloud", settings).config.key == "canary"
     for ladder, setting in (("lmstudio,openai", "provider_url"), ("custom,lmstudio", "provider_key")):
         value = {"provider": ladder, setting: "http://box:1", **KEYS}
         with pytest.raises(ConfigError, match=f"{setting.upper()}: .* would take it"):
-            from_settings(ladder.partition(",")[0], Settings.model_validate(value))
+            place(ladder.partition(",")[0], Settings.model_validate(value))
     one = Settings.model_validate({"provider": "ollama,openai", "provider_url": "http://box:1", **KEYS})
-    assert from_settings("openai", one).url == "http://box:1"
+    assert place("openai", one).config.url == "http://box:1"
+
+
+TABLES = {
+    "mine": ProviderTable(kind="anthropic"),
+    "own": ProviderTable(kind="anthropic", url="http://own:1"),
+    "cloud": ProviderTable(kind="ollama-cloud"),
+}
+KEYED = {"openai_api_key": "sk-open", "anthropic_api_key": "sk-ant", "provider_key": "sk-any"}
+
+
+@pytest.mark.parametrize(
+    ("ladder", "name", "beside", "url", "key"),
+    [
+        ("custom", "custom", ["openai"], "http://box:1", "sk-any"),
+        ("custom", "openai", ["openai"], "", "sk-open"),  # named by an agent: its own address
+        ("ollama", "anthropic", ["anthropic"], "", "sk-ant"),
+        ("ollama", "custom", ["custom", "lmstudio"], "http://box:1", "sk-any"),
+        ("custom", "lmstudio", ["lmstudio"], "", None),
+        ("openai,mine", "openai", [], "http://box:1", "sk-open"),
+        ("openai,own", "openai", [], "http://box:1", "sk-open"),
+        ("openai,own", "own", [], "http://own:1", None),
+        ("mine", "mine", [], "http://box:1", "sk-ant"),
+    ],
+)
+def test_a_key_goes_only_where_it_belongs(ladder: str, name: str, beside: list[str], url: str, key: str | None) -> None:
+    settings = Settings.model_validate({"provider": ladder, "provider_url": "http://box:1", **KEYED}).with_providers(
+        TABLES
+    )
+    if ladder == "openai,mine":
+        with pytest.raises(ConfigError, match="PROVIDER_URL: openai and mine would take it"):
+            place(name, settings, beside)
+        return
+    found = place(name, settings, beside).config
+    assert (found.url, found.key) == (url, key)
+
+
+@pytest.mark.parametrize("cloud", [("ollama,cloud", []), ("ollama", ["cloud"]), ("ollama", ["ollama-cloud"])])
+def test_the_key_of_the_cloud_does_not_go_to_the_ollama_at_home(cloud: tuple[str, list[str]]) -> None:
+    ladder, beside = cloud
+    settings = Settings.model_validate({"provider": ladder, **KEYS}).with_providers(TABLES)
+    assert place("ollama", settings, beside).config.key is None
+    assert place("cloud", settings, beside).config.key == "canary"
+    assert place("ollama", Settings.model_validate(KEYS)).config.key == "canary", "alone it may want one"
 
 
 def test_the_cloud_under_v1_speaks_as_openai() -> None:
     made = make(ProviderConfig("ollama-cloud", "ollama-cloud", url="https://ollama.com/v1", key="k"))
     assert (type(made).__name__, made.name) == ("OpenAIProvider", "ollama-cloud")
+    request = ChatRequest("gpt-oss", (Message("user", "hi"),), {"num_predict": 5, "top_k": 3}, 4096)
+    body = chat_body(request, PRESETS["ollama-cloud"], frozenset())
+    assert (body["reasoning_effort"], "top_k" in body) == ("none", False)
 
 
 def test_a_configuration_shows_no_secret() -> None:
-    config = from_settings("ollama", Settings.model_validate({"ollama_host": "http://ann:canary@box", **KEYS}))
+    config = place("ollama", Settings.model_validate({"ollama_host": "http://ann:canary@box", **KEYS})).config
     assert config.key == "canary"
     assert "canary" not in repr(config)
 

@@ -18,6 +18,7 @@ from piagent_daemon.errors import (
     ProviderTimeout,
     ProviderUnavailable,
     RateLimited,
+    RequestRefused,
     Unauthorized,
 )
 from piagent_daemon.providers import faults
@@ -57,17 +58,17 @@ def status(code: int, error: object = None, body: bytes = b"", retry_after: str 
         (400, json.loads(OVERFLOW)["error"], ContextOverflow, "1425 tokens"),
         (400, TOO_LONG, ContextOverflow, "longer than the context"),
         (400, "the input length exceeds the context length", ContextOverflow, "input length"),
-        (400, NO_VISION, ProviderError, "failed with status 400: Multimodal data"),
-        (400, '"tiny" does not support thinking', ProviderError, "does not support thinking"),
-        (400, "unexpected EOF", ProviderError, "status 400: unexpected EOF"),
-        (500, 'option "temperature" must be of type float32', ProviderError, "temperature"),
+        (400, NO_VISION, RequestRefused, "failed with status 400: Multimodal data"),
+        (400, '"tiny" does not support thinking', RequestRefused, "does not support thinking"),
+        (400, "unexpected EOF", RequestRefused, "status 400: unexpected EOF"),
+        (500, 'option "temperature" must be of type float32', RequestRefused, "temperature"),
         (500, DIED, ProviderUnavailable, "runner failed"),
         (500, "llama-server process has terminated: signal: killed", ProviderUnavailable, "signal: killed"),
         (500, "model runner has unexpectedly stopped, this may be due to", ProviderUnavailable, "unexpectedly"),
         (500, "model requires more system memory (5.6 GiB) than is available (3.1 GiB)", ProviderError, "5.6 GiB"),
         (500, "pull model manifest: file does not exist", ModelNotFound, "no model 'tiny' to pull"),
         (501, "This server does not support embeddings. Start it with `--embeddings`", ProviderError, "501"),
-        (400, {"error": {"message": "Invalid API Key", "code": 401}}, ProviderError, "Invalid API Key"),
+        (400, {"error": {"message": "Invalid API Key", "code": 401}}, RequestRefused, "Invalid API Key"),
     ],
 )
 def test_statuses(code: int, error: object, kind: type[PiagentError], words: str) -> None:

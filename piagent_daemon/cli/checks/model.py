@@ -18,14 +18,15 @@ async def check_models(settings: Settings, agents: Iterable[Agent], *, ask: bool
     """Look at each model server of PROVIDER and of agents, and at the models it shall have; `ask` lets it answer."""
     first, *_ = ladder = settings.provider.split(",")
     homes = [(agent.provider or first, agent.model) for agent in agents]
-    for name in dict.fromkeys((*ladder, *(home for home, _ in homes))):
+    beside = [home for home, _ in homes]
+    for name in dict.fromkeys((*ladder, *beside)):
         try:
-            provider = providers.create(name, settings)
+            provider = providers.create(name, settings, beside)
         except ConfigError as error:
             yield Finding(f"server {name}", "fail", str(error), "Correct PROVIDER.")
             continue
         try:
-            config = providers.config.place(name, settings).config
+            config = providers.config.place(name, settings, beside).config
             own = sorted({model for home, model in homes if model and home == name} - {config.model})
             async with aclosing(_server(provider, config, own, ask=ask)) as findings:
                 async for finding in findings:
