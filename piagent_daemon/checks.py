@@ -104,7 +104,8 @@ async def server(provider: Provider, models: Sequence[str]) -> AsyncGenerator[Fi
     for model in models:
         found = state if model == general else await provider.probe(model)
         if found.model_found is False:
-            remedy = f"Bring it: `piagent models pull {model}` (or `ollama pull {model}`)."
-            yield Finding("model", "fail", f"{model} is not there", remedy)
+            yield Finding("model", "fail", f"{model} is not there", f"{found.error or f'Bring {model} to the server'}.")
+        elif found.model_found is None:
+            yield Finding("model", "ok", f"{model}: {found.error or 'the server does not say whether it has it'}")
         else:
             yield Finding("model", "ok", f"{model} is there{', loaded' if found.model_loaded else ''}")

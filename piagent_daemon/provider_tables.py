@@ -6,6 +6,7 @@ Loaded only where there are such tables.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,7 +18,7 @@ from piagent_daemon.sources import Tables, read_text
 
 NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _MAC: Final = re.compile(r"[0-9a-f]{2}([:-]?)[0-9a-f]{2}(\1[0-9a-f]{2}){4}", re.IGNORECASE)
-_UDP: Final = re.compile(r"[^\s/:@]+(:[0-9]{1,5})?")
+_UDP: Final = re.compile(r"([0-9.]+)(?::([0-9]{1,5}))?")
 
 
 def _mac(value: str) -> str:
@@ -27,7 +28,12 @@ def _mac(value: str) -> str:
 
 
 def _udp(value: str) -> str:
-    if not _UDP.fullmatch(value) or int(value.partition(":")[2] or 9) not in range(1, 65_536):
+    found = _UDP.fullmatch(value)
+    try:
+        good = found and IPv4Address(found[1]) and int(found[2] or 9) in range(1, 65_536)
+    except ValueError:
+        good = False
+    if not good:  # a name would have to be looked up, which takes its time
         raise ValueError("should be a broadcast address, such as 192.168.1.255, with a port where it is not 9")
     return value
 

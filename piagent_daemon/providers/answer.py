@@ -22,6 +22,8 @@ log = logging.getLogger("piagent.providers")
 DONE: dict[str, Any] = {"[DONE]": True}
 """Stands for OpenAI's last event, whose data is no JSON."""
 SPARE_LINES = 16
+BATCH = 32
+"""Texts that one call makes vectors of."""
 INCOMPLETE = "the model server ended the answer without saying that it is complete"
 
 
@@ -118,6 +120,16 @@ async def look(state: Awaitable[ProviderState], seconds: float) -> ProviderState
         return ProviderState(False, error=str(error))
     except PiagentError as error:
         return ProviderState(True, error=str(error), code=error.code)
+
+
+async def in_batches(
+    inputs: Sequence[str], embed: Callable[[Sequence[str]], Awaitable[list[list[float]]]]
+) -> list[list[float]]:
+    """Return a vector for each text, a few asked for at a time: thousands of numbers each make a large answer."""
+    found: list[list[float]] = []
+    for at in range(0, len(inputs), BATCH):
+        found += await embed(inputs[at : at + BATCH])
+    return found
 
 
 def vectors(rows: Any, wanted: int) -> list[list[float]]:

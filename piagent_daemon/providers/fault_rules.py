@@ -32,7 +32,8 @@ class Site(NamedTuple):
 class Fault(NamedTuple):
     """What a server said. `status` is None for an error line inside a stream; `started`: text was already given on.
 
-    `kind` has the words that machines read (`type`, `code`), `words` those for people.
+    `kind` has the words that machines read (`type`, `code`), `said` all of those for people, `words` what of them may
+    be told.
     """
 
     status: int | None
@@ -43,6 +44,7 @@ class Fault(NamedTuple):
     prompt_tokens: int | None = None
     retry_after_s: float | None = None
     kind: str = ""
+    said: str = ""
 
 
 Make = Callable[[Fault], PiagentError]
@@ -57,7 +59,7 @@ class Rule(NamedTuple):
 
     def fits(self, fault: Fault) -> bool:
         return (not self.statuses or fault.status in self.statuses) and (
-            self.words is None or self.words.search(f"{fault.kind} {fault.words}".strip()) is not None
+            self.words is None or self.words.search(f"{fault.kind} {fault.said}".strip()) is not None
         )
 
 
@@ -70,7 +72,7 @@ def model_not_found(model: str, site: Site) -> ModelNotFound:
 
 def overflow(fault: Fault) -> PiagentError:
     """Make the error for a prompt that does not fit, with its size where the server named it."""
-    tokens = fault.prompt_tokens or _prompt_tokens(fault.words)
+    tokens = fault.prompt_tokens or _prompt_tokens(fault.said)
     return ContextOverflow(f"the prompt does not fit the model's context: {fault.words}", tokens)
 
 

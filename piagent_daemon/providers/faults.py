@@ -44,6 +44,7 @@ def from_status(
             prompt_tokens=said.prompt_tokens,
             retry_after_s=wait_s,
             kind=said.kind,
+            said=_flat(said.words),
         )
     )
 
@@ -54,7 +55,9 @@ def from_line(
     """Translate the value of "error" in a line of a stream."""
     said = _unwrap(error if isinstance(error, str) else json.dumps({"error": error}))
     words = excerpt(said.words, secrets)
-    return _translate(Fault(said.status, words, site, model, started, prompt_tokens=said.prompt_tokens, kind=said.kind))
+    return _translate(
+        Fault(said.status, words, site, model, started, said.prompt_tokens, kind=said.kind, said=_flat(said.words))
+    )
 
 
 def _translate(fault: Fault) -> PiagentError:
@@ -104,8 +107,12 @@ def excerpt(text: str, secrets: Sequence[str] = ()) -> str:
     """Return `text` on one line, printable, at most EXCERPT characters, with `secrets` masked."""
     for secret in secrets:
         text = text.replace(secret, "***")
-    text = " ".join("".join(char if char.isprintable() else " " for char in text[: 20 * EXCERPT]).split())
+    text = _flat(text)
     return text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
+
+
+def _flat(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text[: 20 * EXCERPT]).split())
 
 
 def retry_after(value: str, now: datetime) -> float | None:

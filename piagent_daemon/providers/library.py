@@ -9,17 +9,19 @@
 You said: Good morning
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
-from typing import Any, Final, Literal, Self, overload
+from typing import Any, Final, Literal, Self, TypeVar, overload
 
 from piagent_daemon.errors import (
     ConfigError,
     ContextOverflow,
     ProviderError,
     ProviderMisconfigured,
+    ProviderTimeout,
     ProviderUnavailable,
 )
 from piagent_daemon.ports import Provider
@@ -29,6 +31,7 @@ from piagent_daemon.tries import Tries
 from piagent_daemon.values import ChatRequest, Message, ModelInfo, ProviderState
 from piagent_daemon.wire import image_base64
 
+T = TypeVar("T")
 GenerateReturn = str | AsyncIterator[str]
 ROLES: Final = frozenset({"system", "user", "assistant"})
 ALIASES: Final = {
@@ -76,8 +79,9 @@ def choose(name: str, kinds: Sequence[str], config: Mapping[str, Any]) -> Chosen
 class Client:
     """One model server. `async with` closes its connections, and so does `aclose`.
 
-    Every method raises only ProviderError and its kin (`piagent_daemon.errors`): ModelNotFound, ProviderUnavailable (no
-    connection) with RateLimited, ProviderTimeout, Unauthorized, ProviderMisconfigured.
+    What a server or the way to it does wrong is a ProviderError or one of its kin (`piagent_daemon.errors`):
+    ModelNotFound, ProviderUnavailable (no connection) with RateLimited, ProviderTimeout, Unauthorized, RequestRefused,
+    ProviderMisconfigured. `timeout` (`total_timeout_s`, in seconds) bounds each call with all its tries.
     """
 
     def __init__(self, provider: Provider, chosen: Chosen) -> None:
@@ -161,6 +165,17 @@ class Client:
         format: Literal["json"] | Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[str, None]: ...
 
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        stream: bool,
+        options: Mapping[str, Any] | None = None,
+        format: Literal["json"] | Mapping[str, Any] | None = None,
+    ) -> GenerateReturn: ...
+
     async def chat(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
@@ -198,21 +213,19 @@ class Client:
 
     async def _pieces(self, request: ChatRequest) -> AsyncGenerator[str, None]:
         """Yield the texts of an answer; ask again after a failure that may pass, as long as there was none."""
-        tries = Tries(self._chosen.max_retries, self._chosen.backoff_factor_s)
+        tries, until = self._patience()
         while True:
             spoke = False
             try:
                 async with aclosing(self._provider.chat(request)) as deltas:
-                    async for delta in deltas:
+                    while (delta := await self._within(until, anext(deltas, None))) is not None:
                         if delta.text:
                             spoke = True
                             yield delta.text
             except ProviderUnavailable as error:
                 if spoke:
                     raise
-                await tries.after(error)
-            except ContextOverflow as error:
-                raise ProviderError(str(error), error.status_code) from error
+                await self._within(until, tries.after(error))
             else:
                 return
 
@@ -221,22 +234,36 @@ class Client:
     async def embed(self, inputs: str | Sequence[str], *, model: str | None = None) -> list[list[float]]:
         """Return a vector for each text, in order."""
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        tries = Tries(self._chosen.max_retries, self._chosen.backoff_factor_s)
+        tries, until = self._patience()
         while True:
             try:
-                return await self._provider.embed(texts, self._model(model))
+                return await self._within(until, self._provider.embed(texts, self._model(model)))
             except ProviderUnavailable as error:
-                await tries.after(error)
-            except ContextOverflow as error:
-                raise ProviderError(str(error), error.status_code) from error
+                await self._within(until, tries.after(error))
 
     async def list_models(self) -> list[ModelInfo]:
         """Return the models that the server has."""
-        return await self._provider.models()
+        return await self._within(self._patience()[1], self._provider.models())
 
     async def health_check(self, model: str | None = None) -> ProviderState:
         """Look whether the server answers and has the model; never raises for a server that is away."""
         return await self._provider.probe(self._model(model))
+
+    def _patience(self) -> tuple[Tries, float]:
+        """Return the tries of one call, and the loop time at which it ends."""
+        tries = Tries(self._chosen.max_retries, self._chosen.backoff_factor_s)
+        return tries, asyncio.get_running_loop().time() + self._chosen.provider.total_timeout_s
+
+    async def _within(self, until: float, work: Awaitable[T]) -> T:
+        """Wait for a part of a call no longer than the whole may take; raises ProviderError and its kin only."""
+        try:
+            async with asyncio.timeout_at(until):
+                return await work
+        except TimeoutError:
+            seconds = self._chosen.provider.total_timeout_s
+            raise ProviderTimeout(f"{self.name}: not complete within {seconds:g} s") from None
+        except ContextOverflow as error:
+            raise ProviderError(str(error), error.status_code) from error
 
     def _model(self, model: str | None) -> str:
         chosen = model or self._chosen.provider.model

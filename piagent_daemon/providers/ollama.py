@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from piagent_daemon.errors import ConfigError, ProviderError
 from piagent_daemon.providers import ollama_wire as wire
 from piagent_daemon.providers.address import parse_address
-from piagent_daemon.providers.answer import Failure, Hear, Heard, look, read_prompt, vectors
+from piagent_daemon.providers.answer import Failure, Hear, Heard, in_batches, look, read_prompt, vectors
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA_RULES, Site, model_not_found
@@ -98,12 +98,14 @@ class OllamaProvider(Remote):
 
         The window is the one that the model was last called with: another would load it anew.
         """
-        if not inputs:
-            return []
         window = self._windows.get(wire.canonical(model), self._config.context_tokens)
-        body = wire.embed_body(inputs, model, window, self._keep_alive)
-        found = await self._http.call("POST", "/api/embed", body, model=model, timeout_s=EMBED_S)
-        return vectors(found.get("embeddings"), len(inputs))
+
+        async def embed(texts: Sequence[str]) -> list[list[float]]:
+            body = wire.embed_body(texts, model, window, self._keep_alive)
+            found = await self._http.call("POST", "/api/embed", body, model=model, timeout_s=EMBED_S)
+            return vectors(found.get("embeddings"), len(texts))
+
+        return await in_batches(inputs, embed)
 
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download a model; the server keeps what it has when the generator is closed."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from piagent_daemon.errors import ConfigError, ProviderError
 from piagent_daemon.providers import openai_wire as wire
 from piagent_daemon.providers.address import Address, parse_address
-from piagent_daemon.providers.answer import Hear, look, read_prompt, vectors
+from piagent_daemon.providers.answer import Hear, in_batches, look, read_prompt, vectors
 from piagent_daemon.providers.api_rules import API_RULES, NoSuchPath
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
@@ -109,11 +109,13 @@ class OpenAIProvider(Remote):
 
     async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:
         """Return a vector for each text, in order."""
-        if not inputs:
-            return []
-        body = {"model": model, "input": list(inputs), "encoding_format": "float"}
-        found = await self._http.call("POST", "/embeddings", body, model=model, timeout_s=EMBED_S)
-        return vectors(wire.embeddings(found), len(inputs))
+
+        async def embed(texts: Sequence[str]) -> list[list[float]]:
+            body = {"model": model, "input": list(texts), "encoding_format": "float"}
+            found = await self._http.call("POST", "/embeddings", body, model=model, timeout_s=EMBED_S)
+            return vectors(wire.embeddings(found), len(texts))
+
+        return await in_batches(inputs, embed)
 
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Raises ProviderError: this protocol knows no downloads."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from piagent_daemon.errors import ProviderError, ProviderUnavailable, Unauthorized
-from piagent_daemon.providers import make
+from piagent_daemon.errors import ProviderError, ProviderTimeout, ProviderUnavailable, Unauthorized
+from piagent_daemon.providers import create_provider, make
 from piagent_daemon.providers.config import ProviderConfig
+from piagent_daemon.values import ProviderState
 from tests.fakes.api_server import SSE, event
 from tests.fakes.httpd import Exchange, HttpServer
 from tests.fakes.labs import KEY, PATIENCE, Lab, collect, fake_lab
@@ -191,3 +192,57 @@ async def test_a_list_of_models_that_is_missing_is_no_missing_model(caplog: pyte
 
 def _bodies(lab: Lab) -> list[dict[str, Any]]:
     return [record.body for record in lab.server.questions]
+
+
+@pytest.mark.parametrize("kind", ["custom", "anthropic"])
+async def test_a_server_without_a_list_of_models_is_none_the_worse(kind: str) -> None:
+    async def handle(exchange: Exchange) -> None:
+        await exchange.send(404, b"404 page not found", "text/plain")
+
+    async with HttpServer(handle) as http:
+        provider = make(ProviderConfig(kind, kind, url=f"http://127.0.0.1:{http.port}", key=KEY, **PATIENCE))
+        assert await provider.probe("m") == ProviderState(reachable=True)
+        assert await provider.capabilities("m") == frozenset()
+        await provider.aclose()
+
+
+async def test_user_and_password_of_the_address_go_to_a_server_that_speaks_as_anthropic() -> None:
+    seen: list[dict[str, str]] = []
+
+    async def handle(exchange: Exchange) -> None:
+        seen.append({name.lower(): value for name, value in exchange.headers.items()})
+        await exchange.send_json(401, {"error": {"message": "bad credentials YW5uOnB3 given"}})
+
+    async with HttpServer(handle) as http:
+        config = ProviderConfig("anthropic", "anthropic", url=f"http://ann:pw@127.0.0.1:{http.port}", **PATIENCE)
+        provider = make(config)
+        with pytest.raises(Unauthorized) as caught:
+            await collect(provider, Lab("anthropic", "").asking())
+        await provider.aclose()
+    assert seen[0]["authorization"] == "Basic YW5uOnB3"
+    assert "x-api-key" not in seen[0]
+    assert "YW5uOnB3" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a loop ends with connections open
+async def test_one_client_serves_several_event_loops() -> None:
+    async with fake_lab("ollama", None) as lab:
+        client = create_provider("ollama", url=lab.url, model="chatty", total_timeout_s=5, max_retries=0)
+
+        async def ask() -> str:
+            return await client.generate("Hello")
+
+        for _ in range(6):  # more often than there are connections
+            assert await asyncio.to_thread(asyncio.run, ask()) == "You said: Hello"
+
+
+async def test_a_call_of_the_library_ends_in_time_with_all_its_tries() -> None:
+    async def handle(exchange: Exchange) -> None:
+        await exchange.send(429, b"slowly", "text/plain", {"Retry-After": "20"})
+
+    async with HttpServer(handle) as http:
+        client = create_provider("custom", url=f"http://127.0.0.1:{http.port}", model="m", timeout=0.3)
+        for call in (client.generate("Hello"), client.embed("Hello")):
+            with pytest.raises(ProviderTimeout, match=r"within 0\.3 s"):
+                await asyncio.wait_for(call, 5)
+        await client.aclose()

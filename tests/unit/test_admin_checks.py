@@ -41,7 +41,7 @@ async def test_what_is_wrong_is_said_with_a_remedy(monkeypatch: pytest.MonkeyPat
     bad = {name: state for name, (state, remedy) in found.items() if state != "ok" and remedy}
     assert bad == {"clock": "fail", "context": "warn", "memory": "fail", "daemon": "fail", "model": "fail"}
     assert "answer" not in found
-    assert "models pull" in found["model"][1]
+    assert found["model"][1] == "there is no qwen2.5:3b-instruct."
 
 
 async def test_a_server_that_is_away_and_one_that_does_not_answer() -> None:

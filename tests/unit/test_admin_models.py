@@ -314,6 +314,32 @@ async def test_a_missing_model_is_tried_again_only_when_that_may_help(caplog: py
     task.cancel()
 
 
+async def test_a_server_that_goes_away_meanwhile_has_not_been_looked_through() -> None:
+    world = World(Shop(), pull_missing=True)
+    away = [ProviderState(reachable=False)]
+    probe = shop(world).probe
+
+    async def looked(model: str) -> ProviderState:
+        return away.pop() if world.ladder.rungs[0].state and away else await probe(model)
+
+    shop(world).probe = looked  # type: ignore[method-assign]
+    task = asyncio.create_task(world.catalogue.run())
+    await world.watch.look()
+    await world.until(lambda: not away)
+    await world.watch.look()
+    await world.until(lambda: shop(world).pulled == [GENERAL])
+    task.cancel()
+
+
+async def test_what_was_done_is_done_also_when_the_list_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail() -> Any:
+        raise ProviderUnavailable("gone")
+
+    monkeypatch.setattr(shop(world), "models", fail)
+    assert await world.ok("models/pull", {"model": "new", "transaction": 1}) == {"id": "1", "model": "new"}
+    assert await world.ok("models/delete", {"model": "new"}) == {"model": "new"}
+
+
 async def test_only_an_allowed_model_is_loaded_anew() -> None:
     world = World(Shop(GENERAL), models_allowed=(GENERAL,))
     code, says = await world.error("models/reload", {"model": "huge"})

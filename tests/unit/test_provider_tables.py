@@ -18,6 +18,7 @@ from piagent_daemon.sources import Tables
 from piagent_daemon.turn import Config
 from tests.fakes.doubles import FakeClock
 
+BROADCAST = "should be a broadcast address, such as 192.168.1.255, with a port where it is not 9"
 TWO = """\
 provider = "office,ollama-cloud"
 
@@ -116,6 +117,7 @@ def test_a_key_of_the_plain_settings_is_not_sent_to_another_address() -> None:
         ('url = "ftp://me:canary@a"', 3, "url: should start with http:// or https://, but is 'ftp://********@a'"),
         ('key_file = "none"', 3, "key_file: none cannot be read: No such file or directory"),
         ("key = 17", 3, "key: should be a valid string"),
+        ('wake_address = "pc.lan"', 3, f"wake_address: {BROADCAST}, but is 'pc.lan'"),
         ("wake_address = 1", 3, "wake_address: should be a valid string, but is 1"),
     ],
 )

@@ -23,6 +23,7 @@ from piagent_daemon.errors import (
 )
 from piagent_daemon.providers import faults
 
+NO_NAME = "lookup registry.ollama.ai: Temporary failure in name resolution"
 DIED = "an error was encountered while running the model: unexpected EOF"
 OVERFLOW = json.dumps(
     {
@@ -66,6 +67,13 @@ def status(code: int, error: object = None, body: bytes = b"", retry_after: str 
         (500, "llama-server process has terminated: signal: killed", ProviderUnavailable, "signal: killed"),
         (500, "model runner has unexpectedly stopped, this may be due to", ProviderUnavailable, "unexpectedly"),
         (500, "model requires more system memory (5.6 GiB) than is available (3.1 GiB)", ProviderError, "5.6 GiB"),
+        (
+            500,
+            f"pull model manifest: dial tcp: {NO_NAME}",
+            ProviderUnavailable,
+            "cannot reach what it",
+        ),
+        (500, "max retries exceeded: Get …: net/http: TLS handshake timeout", ProviderUnavailable, "handshake timeout"),
         (500, "pull model manifest: file does not exist", ModelNotFound, "no model 'tiny' to pull"),
         (501, "This server does not support embeddings. Start it with `--embeddings`", ProviderError, "501"),
         (400, {"error": {"message": "Invalid API Key", "code": 401}}, RequestRefused, "Invalid API Key"),
@@ -193,3 +201,11 @@ def test_what_a_new_try_cures_depends_on_what_was_said() -> None:
     assert type(faults.from_exception(httpx.RemoteProtocolError("illegal status line"))) is ProviderError
     assert type(faults.from_exception(httpx.ReadError("reset"), started=True)) is ProviderError
     assert type(faults.from_exception(httpx.ReadTimeout("slow"), started=True)) is ProviderTimeout
+
+
+def test_a_long_name_or_a_secret_that_is_a_common_word_hides_nothing_from_the_rules() -> None:
+    long = f"model '{'x' * 300}' not found, try pulling it first"
+    assert type(status(404, long)) is ModelNotFound
+    body = json.dumps({"error": "model 'tiny' not found"}).encode()
+    found = faults.from_status(404, httpx.Headers(), body, model="tiny", secrets=["model"])
+    assert type(found) is ModelNotFound
