@@ -55,8 +55,6 @@ class Deadlines:
     async def read(self, awaitable: Awaitable[T]) -> T:
         """Wait for `awaitable` no longer than allowed."""
         if self._timer is None:  # it fired between two reads
-            if self._loop.time() >= self._due:
-                raise self._timeout()
             self._schedule()
         self._task = asyncio.current_task()
         try:
