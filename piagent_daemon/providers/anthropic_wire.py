@@ -12,6 +12,7 @@ from piagent_daemon.contract import Usage
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.providers.answer import Failure, Heard
 from piagent_daemon.providers.images import media_type
+from piagent_daemon.providers.untrusted import rows as named_rows
 from piagent_daemon.values import ChatRequest, Finish, Message, ModelInfo
 
 DEFAULT_TOKENS = 1024
@@ -185,9 +186,7 @@ class Listener:
 
 def rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the models in an answer of /v1/models that have a name."""
-    found = body.get("data")
-    listed = found if isinstance(found, list) else []
-    return [row for row in listed if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    return named_rows(body, "data", "id")
 
 
 def model(row: Mapping[str, Any]) -> ModelInfo:

@@ -14,6 +14,7 @@ from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA_RULES, Site, model_not_found
 from piagent_daemon.providers.remote import Remote
+from piagent_daemon.providers.untrusted import words
 from piagent_daemon.values import ChatRequest, ModelInfo, ProviderState, PullProgress
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class OllamaProvider(Remote):
         name = wire.canonical(model)
         if name not in self._capabilities:
             shown = await self._http.call("POST", "/api/show", {"model": model}, model=model)
-            self._capabilities[name] = frozenset(wire.words(shown, "capabilities"))
+            self._capabilities[name] = frozenset(words(shown, "capabilities"))
         return self._capabilities[name]
 
     async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:

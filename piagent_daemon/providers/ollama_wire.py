@@ -8,6 +8,8 @@ from typing import Any
 
 from piagent_daemon.contract import Usage
 from piagent_daemon.errors import ProviderError
+from piagent_daemon.providers.untrusted import count, table, text, words
+from piagent_daemon.providers.untrusted import rows as named_rows
 from piagent_daemon.values import ChatRequest, Finish, Message, ModelInfo, PullProgress
 
 
@@ -104,13 +106,13 @@ def _nonsense(line: Mapping[str, Any]) -> ProviderError:
 
 def finish(line: Mapping[str, Any]) -> Finish:
     """Read the counts and nanoseconds of the last line; what is missing or no number is zero."""
-    prompt, completion = _count(line, "prompt_eval_count"), _count(line, "eval_count")
+    prompt, completion = count(line, "prompt_eval_count"), count(line, "eval_count")
     return Finish(
         reason="length" if line.get("done_reason") == "length" else "stop",
         usage=Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion),
-        load_s=_count(line, "load_duration") / 1e9,
-        prompt_s=_count(line, "prompt_eval_duration") / 1e9,
-        generate_s=_count(line, "eval_duration") / 1e9,
+        load_s=count(line, "load_duration") / 1e9,
+        prompt_s=count(line, "prompt_eval_duration") / 1e9,
+        generate_s=count(line, "eval_duration") / 1e9,
     )
 
 
@@ -119,9 +121,9 @@ def models(body: Mapping[str, Any]) -> list[ModelInfo]:
     return [
         ModelInfo(
             name=row["name"],
-            size=_count(row, "size"),
-            parameters=_text(_dict(row, "details"), "parameter_size"),
-            quantization=_text(_dict(row, "details"), "quantization_level"),
+            size=count(row, "size"),
+            parameters=text(table(row, "details"), "parameter_size"),
+            quantization=text(table(row, "details"), "quantization_level"),
             capabilities=words(row, "capabilities"),
         )
         for row in rows(body)
@@ -130,22 +132,13 @@ def models(body: Mapping[str, Any]) -> list[ModelInfo]:
 
 def rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the models of an answer of /api/tags or /api/ps that have a name."""
-    found = body.get("models")
-    if not isinstance(found, list):
-        return []
-    return [row for row in found if isinstance(row, dict) and isinstance(row.get("name"), str)]
-
-
-def words(body: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Return the strings of a list, in lower case."""
-    value = body.get(key)
-    return tuple(item.lower() for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+    return named_rows(body, "models", "name")
 
 
 def progress(line: Mapping[str, Any]) -> PullProgress:
     """Read one line of /api/pull; `total` and `completed` are missing there while they are zero."""
     return PullProgress(
-        _text(line, "status"), _text(line, "digest"), completed=_count(line, "completed"), total=_count(line, "total")
+        text(line, "status"), text(line, "digest"), completed=count(line, "completed"), total=count(line, "total")
     )
 
 
@@ -157,18 +150,3 @@ def canonical(model: str) -> str:
     name = model.strip().lower().removeprefix("https://").removeprefix("http://")
     name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
-
-
-def _count(line: Mapping[str, Any], key: str) -> int:
-    value = line.get(key)
-    return value if type(value) is int and 0 <= value < 1 << 63 else 0
-
-
-def _text(line: Mapping[str, Any], key: str) -> str:
-    value = line.get(key)
-    return value if isinstance(value, str) else ""
-
-
-def _dict(line: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = line.get(key)
-    return value if isinstance(value, dict) else {}

@@ -14,6 +14,8 @@ from piagent_daemon.errors import ProviderError
 from piagent_daemon.providers.answer import DONE, Failure, Heard
 from piagent_daemon.providers.images import media_type
 from piagent_daemon.providers.openai_presets import Preset
+from piagent_daemon.providers.untrusted import count, items, table, words
+from piagent_daemon.providers.untrusted import rows as named_rows
 from piagent_daemon.values import ChatRequest, Finish, Message, ModelInfo
 
 OPTIONAL = {
@@ -136,9 +138,9 @@ class Listener:
             if chunk.get("error"):
                 return text, thinking, Failure(chunk["error"])
             if chunk.get("usage"):
-                self._usage = _dict(chunk, "usage")
+                self._usage = table(chunk, "usage")
             if "timings" in chunk:
-                self._timings = _dict(chunk, "timings")
+                self._timings = table(chunk, "timings")
             choices = chunk.get("choices")
             if not choices:
                 continue
@@ -172,8 +174,8 @@ class Listener:
 
 def finish(reason: str, usage: Mapping[str, Any], timings: Mapping[str, Any]) -> Finish:
     """Read usage, and llama-server's `timings` (milliseconds); what is missing or no number is zero."""
-    prompt = _count(usage, "prompt_tokens") or _count(timings, "prompt_n") + _count(timings, "cache_n")
-    completion = _count(usage, "completion_tokens") or _count(timings, "predicted_n")
+    prompt = count(usage, "prompt_tokens") or count(timings, "prompt_n") + count(timings, "cache_n")
+    completion = count(usage, "completion_tokens") or count(timings, "predicted_n")
     return Finish(
         reason="length" if reason == "length" else "stop",
         usage=Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion),
@@ -185,8 +187,8 @@ def finish(reason: str, usage: Mapping[str, Any], timings: Mapping[str, Any]) ->
 
 def embeddings(body: Mapping[str, Any]) -> list[Any]:
     """Return what stands for the vectors in an answer of /embeddings, in the order of the texts."""
-    rows = [row for row in _list(body, "data") if isinstance(row, dict)]
-    rows.sort(key=lambda row: _count(row, "index"))
+    rows = [row for row in items(body, "data") if isinstance(row, dict)]
+    rows.sort(key=lambda row: count(row, "index"))
     return [row.get("embedding") for row in rows]
 
 
@@ -195,18 +197,18 @@ def embeddings(body: Mapping[str, Any]) -> list[Any]:
 
 def rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the models in an answer of /models that have a name."""
-    return [row for row in _list(body, "data") if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    return named_rows(body, "data", "id")
 
 
 def model(row: Mapping[str, Any]) -> ModelInfo:
     """Read one model of a list; `meta` is llama-server's."""
-    meta = _dict(row, "meta")
-    count = _count(meta, "n_params")
+    meta = table(row, "meta")
+    weights = count(meta, "n_params")
     quantization = row.get("quantization")
     return ModelInfo(
         name=row["id"],
-        size=_count(meta, "size"),
-        parameters=f"{count / 1e9:.1f}B" if count else "",
+        size=count(meta, "size"),
+        parameters=f"{weights / 1e9:.1f}B" if weights else "",
         quantization=quantization if isinstance(quantization, str) else "",
         capabilities=tuple(sorted(abilities(row))),
     )
@@ -242,13 +244,11 @@ _WORDS = {
 def abilities(row: Mapping[str, Any]) -> frozenset[str]:
     """Return a model's capabilities in Ollama's words: from what the list says of it, else from its name."""
     said = row.get("capabilities")
-    words = (
-        {key for key, value in said.items() if value} if isinstance(said, dict) else set(_words(row, "capabilities"))
-    )
+    found = {key for key, value in said.items() if value} if isinstance(said, dict) else set(words(row, "capabilities"))
     kind = row.get("type")
-    words |= {kind} if kind in {"vlm", "embeddings"} else set()
-    words |= {*_words(_dict(row, "architecture"), "input_modalities"), *_words(row, "supported_parameters")}
-    known = {_WORDS[word] for word in words if word in _WORDS}
+    found |= {kind} if kind in {"vlm", "embeddings"} else set()
+    found |= {*words(table(row, "architecture"), "input_modalities"), *words(row, "supported_parameters")}
+    known = {_WORDS[word] for word in found if word in _WORDS}
     guess = by_name(str(row.get("id", "")))
     if "embedding" in known or "embedding" in guess:
         return frozenset({"embedding"})
@@ -264,25 +264,6 @@ def by_name(name: str) -> frozenset[str]:
     found = {"vision": _VISION, "thinking": _THINKING}
     words = {word for word, pattern in found.items() if pattern.search(name)}
     return frozenset({"completion", *words}) if words and not _NO_CHAT.search(name) else frozenset()
-
-
-def _list(body: Mapping[str, Any], key: str) -> list[Any]:
-    value = body.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _words(body: Mapping[str, Any], key: str) -> list[str]:
-    return [item.lower() for item in _list(body, key) if isinstance(item, str)]
-
-
-def _dict(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = body.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _count(body: Mapping[str, Any], key: str) -> int:
-    value = body.get(key)
-    return value if type(value) is int and 0 <= value < 1 << 63 else 0
 
 
 def _seconds(body: Mapping[str, Any], key: str) -> float:
