@@ -12,6 +12,7 @@ from piagent_daemon.contract import Usage
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.providers.answer import Failure, Heard
 from piagent_daemon.providers.images import media_type
+from piagent_daemon.providers.instruction import wants
 from piagent_daemon.providers.untrusted import rows as named_rows
 from piagent_daemon.values import ChatRequest, Finish, Message, ModelInfo
 
@@ -55,7 +56,7 @@ def chat_body(request: ChatRequest, left_out: frozenset[str] = frozenset()) -> d
     body = {name: value for name, value in body.items() if name not in left_out}
     system = [message.content for message in request.messages if message.role == "system" and request.prompt is None]
     if request.format is not None and "format" not in body.get("output_config", {}):
-        system.append(_instruction(request.format))
+        system.append(wants(request.format))
     if any(system):
         body["system"] = "\n\n".join(filter(None, system))
     body["messages"] = _messages(request)
@@ -81,11 +82,6 @@ def _thinking(think: bool | str, limit: int, left_out: frozenset[str]) -> dict[s
         if limit > MIN_BUDGET:
             ways.append({"type": "enabled", "budget_tokens": max(MIN_BUDGET, limit // 2)})
     return next((way for way in ways if f"thinking.{way['type']}" not in left_out), None)
-
-
-def _instruction(wanted: str | Mapping[str, Any]) -> str:
-    text = "Answer with one JSON value and nothing else: no words around it, no code fence."
-    return text if isinstance(wanted, str) else f"{text} It must fit this JSON Schema:\n{json.dumps(wanted)}"
 
 
 def closed(schema: Any) -> Any:

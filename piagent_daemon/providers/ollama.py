@@ -13,6 +13,7 @@ from piagent_daemon.providers.answer import Failure, Hear, Heard, in_batches, lo
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA_RULES, Site, model_not_found
+from piagent_daemon.providers.instruction import in_words
 from piagent_daemon.providers.remote import Remote
 from piagent_daemon.providers.untrusted import words
 from piagent_daemon.values import ChatRequest, ModelInfo, ProviderState, PullProgress
@@ -55,6 +56,8 @@ class OllamaProvider(Remote):
     @asynccontextmanager
     async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple["LineStream", Hear], None]:
         self._windows[wire.canonical(request.model)] = request.context_tokens
+        if self._paid:  # the cloud has no structured outputs
+            request = in_words(request)
         path, body = wire.chat_body(request, await self._think(request), self._keep_alive)
         async with self._http.stream(path, body, deadlines, model=request.model) as stream:
             yield stream, _hear_chat if request.prompt is None else _hear_text

@@ -16,8 +16,9 @@ class Preset:
     `url` is its own address, empty when it has none; `port` that of an address without one. `keyed`: its own address
     is of no use without a key. `options` are the sampling options that it knows, `limit` its name for num_predict.
     `quiet` is sent when no thought is wanted. `one_model`: it answers with the model that it was started with, whatever
-    name it is given. `plain_json`: it takes {"type": "json_object"}. `catalogue` is a list of models that says more
-    than /models, below the root of the server. `missing` is what to do about a model that it lacks.
+    name it is given. `structured`: it takes formats, and with `plain_json` also {"type": "json_object"}. `catalogue` is
+    a list of models that says more than /models, below the root of the server. `missing` is what to do about a model
+    that it lacks.
     """
 
     url: str = ""
@@ -28,6 +29,7 @@ class Preset:
     quiet: Mapping[str, Any] = field(default_factory=dict)
     one_model: bool = False
     plain_json: bool = True
+    structured: bool = True
     catalogue: str = ""
     missing: str = "is its name right, and may this key use it?"
 
@@ -56,6 +58,6 @@ PRESETS = {
         keyed=True,
         missing="is its name right, and does a provider in your account serve it?",
     ),
-    "ollama-cloud": Preset(quiet={"reasoning_effort": "none"}),  # with an address that ends in /v1
+    "ollama-cloud": Preset(quiet={"reasoning_effort": "none"}, structured=False),  # with an address that ends in /v1
     "custom": Preset(options={**LOCAL, "repeat_penalty": "repetition_penalty"}),
 }

@@ -13,6 +13,7 @@ from piagent_daemon.contract import Usage
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.providers.answer import DONE, Failure, Heard
 from piagent_daemon.providers.images import media_type
+from piagent_daemon.providers.instruction import in_words, instructed
 from piagent_daemon.providers.openai_presets import Preset
 from piagent_daemon.providers.untrusted import count, items, table, words
 from piagent_daemon.providers.untrusted import rows as named_rows
@@ -35,6 +36,8 @@ def chat_body(request: ChatRequest, preset: Preset, left_out: frozenset[str] = f
 
     A finished text (`request.prompt`) is one message of the user's. The size of the window cannot be set.
     """
+    if not preset.structured:
+        request = in_words(request)
     body: dict[str, Any] = {
         "model": request.model,
         "messages": _messages(request),
@@ -68,13 +71,6 @@ def _messages(request: ChatRequest) -> list[dict[str, Any]]:
         # OpenAI refuses the format without the word, and without being told models write blanks for ever.
         messages = instructed(messages, "Answer with one JSON object.")
     return [_message(message) for message in messages]
-
-
-def instructed(messages: Sequence[Message], words: str) -> list[Message]:
-    """Return `messages` with `words` at the end of the system text: some templates take only one system message."""
-    if messages and messages[0].role == "system":
-        return [messages[0]._replace(content=f"{messages[0].content}\n\n{words}"), *messages[1:]]
-    return [Message("system", words), *messages]
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -246,3 +246,11 @@ async def test_a_call_of_the_library_ends_in_time_with_all_its_tries() -> None:
             with pytest.raises(ProviderTimeout, match=r"within 0\.3 s"):
                 await asyncio.wait_for(call, 5)
         await client.aclose()
+
+
+async def test_the_cloud_is_asked_for_a_format_in_words() -> None:
+    async with fake_lab("ollama-cloud") as lab, lab.provider() as provider:
+        await collect(provider, lab.asking(format={"type": "object"}))
+    (record,) = lab.server.questions
+    assert "format" not in record.body
+    assert "one JSON value" in record.body["messages"][0]["content"]

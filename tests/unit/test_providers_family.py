@@ -1,6 +1,7 @@
 """The table of providers, and the one that needs no server."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from piagent_daemon.ports import Provider
 from piagent_daemon.provider_tables import ProviderTable
 from piagent_daemon.providers import PROVIDERS, create, load, make
 from piagent_daemon.providers.config import ProviderConfig, place
+from piagent_daemon.providers.instruction import in_words
 from piagent_daemon.providers.openai_presets import PRESETS
 from piagent_daemon.providers.openai_wire import chat_body
 from piagent_daemon.rung import Rung
@@ -123,6 +125,22 @@ def test_the_cloud_under_v1_speaks_as_openai() -> None:
     request = ChatRequest("gpt-oss", (Message("user", "hi"),), {"num_predict": 5, "top_k": 3}, 4096)
     body = chat_body(request, PRESETS["ollama-cloud"], frozenset())
     assert (body["reasoning_effort"], "top_k" in body) == ("none", False)
+
+
+SCHEMA = {"type": "object", "properties": {"on": {"type": "boolean"}}}
+
+
+@pytest.mark.parametrize("form", ["json", SCHEMA])
+@pytest.mark.parametrize("text", [None, "<user>hi</user>"])
+def test_the_cloud_is_asked_for_a_format_in_words(form: Any, text: str | None) -> None:
+    asked = ChatRequest("gpt-oss", (Message("system", "Be brief."), Message("user", "hi")), {}, 4096, text, format=form)
+    said = in_words(asked)
+    words = said.messages[0].content if text is None else str(said.prompt)
+    assert ("one JSON value" in words, "boolean" in words, said.format) == (True, form is SCHEMA, None)
+    assert in_words(asked._replace(format=None)).messages == asked.messages
+    body = chat_body(asked, PRESETS["ollama-cloud"], frozenset())
+    assert "response_format" not in body
+    assert "one JSON value" in body["messages"][0]["content"]
 
 
 def test_a_configuration_shows_no_secret() -> None:
