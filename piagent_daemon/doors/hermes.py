@@ -172,7 +172,7 @@ class HermesDoor:
         if asked.session is None:
             return False
         before, when = self._asked.get(asked.session, (asked, now))
-        if before.kind != asked.kind and before.text == asked.text and now - when < SAME_S:
+        if before.kind != asked.kind and words.same(before.text, asked.text) and now - when < SAME_S:
             return True
         self._asked[asked.session] = (asked, now)
         self._asked.move_to_end(asked.session)

@@ -87,6 +87,11 @@ def question(topic: str, payload: bytes) -> Question:
     )
 
 
+def same(one: str, other: str) -> bool:
+    """Tell whether two texts are the same words: a recogniser may change case and white space."""
+    return one.casefold().split() == other.casefold().split()
+
+
 def detected(payload: bytes) -> str:
     """Return the site at which a wake word was heard. Raises InvalidRequest."""
     return _site(_object(payload))

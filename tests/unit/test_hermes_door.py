@@ -306,6 +306,13 @@ async def test_what_runs_through_all_kinds_of_messages_is_asked_once() -> None:
     assert len(world.link.acked) == 2
 
 
+async def test_a_recogniser_that_changes_case_or_spaces_does_not_make_it_another_question() -> None:
+    world = World(settings={"hermes_listen": ALL})
+    await world.hear(CAPTURED, {"text": "Wie  heißt du", "sessionId": "s1"})
+    await world.hear(NOT_RECOGNIZED, {"input": "wie heisst DU", "sessionId": "s1"})
+    assert world.engine.messages == ["Wie  heißt du"]
+
+
 async def test_silence_ends_a_session_and_asks_nobody() -> None:
     world = World(settings={"hermes_listen": ALL})
     await world.hear(CAPTURED, {"text": " ", "sessionId": "s1"})
