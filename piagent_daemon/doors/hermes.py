@@ -123,13 +123,12 @@ class HermesDoor:
             asked = words.question(letter.topic, letter.payload)
         except InvalidRequest as error:
             self._refuse(letter, error)
+            self._end_session(letter, receipt, error.code)
+            return
+        if not self._is_ours(asked, letter.received):
             receipt.settle()
             return
-        sites = self._settings.hermes_sites
-        if (sites and asked.site not in sites) or self._is_same(asked, letter.received):
-            receipt.settle()
-            return
-        reply = Reply(asked, self._publish, receipt, self._languages(asked))
+        reply = self._reply(asked, receipt)
         if not asked.text:
             reply.drop()
             return
@@ -158,10 +157,22 @@ class HermesDoor:
         )
         return wire.check(request, self._settings)
 
-    def _languages(self, asked: words.Question) -> tuple[str | None, ...]:
-        """Return the languages in which an error may be told: the asker's, else the agent's."""
+    def _reply(self, asked: words.Question, receipt: Receipt) -> Reply:
+        """Return the way back; an error is told in the asker's language, else in one of the agent's."""
         agent = self._agents().get(self._settings.voice_agent)
-        return (asked.language, *(agent.languages if agent else ()))
+        return Reply(asked, self._publish, receipt, (asked.language, *(agent.languages if agent else ())))
+
+    def _end_session(self, letter: Letter, receipt: Receipt, code: str) -> None:
+        """Say that a message is no question where its session can be read: somebody waits there for an answer."""
+        asked = words.asker(letter.topic, letter.payload)
+        if asked and not self._in_session(asked.session) and self._is_ours(asked, letter.received):
+            self._reply(asked, receipt).fail(code)
+        else:
+            receipt.settle()
+
+    def _is_ours(self, asked: words.Question, now: float) -> bool:
+        sites = self._settings.hermes_sites
+        return (not sites or asked.site in sites) and not self._is_same(asked, now)
 
     def _is_same(self, asked: words.Question, now: float) -> bool:
         """Tell whether this was asked already in the same session, by a message of another kind.

@@ -87,6 +87,25 @@ def question(topic: str, payload: bytes) -> Question:
     )
 
 
+def asker(topic: str, payload: bytes) -> Question | None:
+    """Return what can be read of a message that `question` refuses; None when its session is not among that."""
+    try:
+        data = _object(payload)
+    except InvalidRequest:
+        return None
+    session, language = _legible(data, "sessionId"), _legible(data, "lang")
+    if session is None:
+        return None
+    return Question(QUESTIONS[topic], "", _legible(data, "siteId") or DEFAULT_SITE, session, language=language)
+
+
+def _legible(data: Mapping[str, Any], name: str) -> str | None:
+    try:
+        return _text(data, name)
+    except InvalidRequest:
+        return None
+
+
 def same(one: str, other: str) -> bool:
     """Tell whether two texts are the same words: a recogniser may change case and white space."""
     return one.casefold().split() == other.casefold().split()

@@ -347,6 +347,39 @@ async def test_what_is_no_question_is_counted_and_settled() -> None:
     assert said["text"]
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"text": 5, "sessionId": "s4"},
+        {"text": "\ud800", "sessionId": "s4", "siteId": 7},
+        {"text": "How warm?", "lang": "x" * 1001, "sessionId": "s4"},
+    ],
+)
+async def test_a_malformed_question_does_not_leave_its_session_open(payload: dict[str, Any]) -> None:
+    world = World()
+    await world.hear(CAPTURED, payload)
+    ((topic, said),) = world.said
+    assert (topic, said["sessionId"], said["siteId"]) == (END, "s4", "default")
+    assert "Frage" in said["text"]
+    assert world.engine.refusals == {"invalid_request": 1}
+    assert (world.engine.incoming, world.link.acked) == ([], [1])
+
+
+async def test_a_malformed_message_ends_no_session_that_waits_for_an_answer_or_is_not_ours() -> None:
+    world = World(settings={"hermes_listen": ALL, "hermes_sites": "hall"})
+    await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1", "siteId": "hall"})
+    await world.hear(QUERY, {"input": "How warm?", "id": 7, "sessionId": "s1", "siteId": "hall"})
+    await world.hear(CAPTURED, {"text": 5, "sessionId": "s2", "siteId": "kitchen"})
+    await world.hear(CAPTURED, {"text": 5, "sessionId": ["s3"], "siteId": "hall"})
+    assert world.said == []
+    world.answer()
+    assert [(topic, said["text"]) for topic, said in world.said] == [(END, "It is warm.")]
+    for kind in (CAPTURED, QUERY):
+        await world.hear(kind, {"text": 5, "input": 5, "sessionId": "s4", "siteId": "hall"})
+    assert len(world.said) == 2
+    assert sorted(world.link.acked) == [1, 2, 3, 4, 5, 6]
+
+
 async def test_only_what_is_named_is_listened_to() -> None:
     assert dict(World().door.filters) == {
         CAPTURED: 1,

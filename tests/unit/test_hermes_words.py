@@ -175,6 +175,8 @@ def test_whatever_comes_is_read_or_refused_and_can_be_answered(topic: str, paylo
         words.ended(raw)
         words.finished(raw)
     except InvalidRequest:
+        if asker := words.asker(topic, raw):
+            assert read(words.end_session(asker, "Sorry."))["sessionId"] == asker.session
         return
     speech = text.encode("utf-8", "ignore").decode()
     for said in (
