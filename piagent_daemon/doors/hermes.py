@@ -19,7 +19,7 @@ from piagent_daemon.doors.mqtt_guest import Host
 from piagent_daemon.doors.mqtt_letter import Letter, Seldom
 from piagent_daemon.doors.mqtt_reply import Receipt
 from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED
-from piagent_daemon.errors import InvalidRequest, ShuttingDown
+from piagent_daemon.errors import InternalError, InvalidRequest, ShuttingDown
 from piagent_daemon.ports import Clock, Intake
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import conversation_for
@@ -144,7 +144,12 @@ class HermesDoor:
         reply.on_end = lambda: self._open.discard(reply)
         reply.on_say = lambda utterance_id: self._wait_for(utterance_id, reply)
         conversation_id = conversation_for(asked.session or asked.site)
-        await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+        try:
+            await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+        except Exception:
+            log.exception("a question on %.64r failed by a defect", letter.topic)
+            self._intake.refused(InternalError.code)
+            reply.fail(InternalError.code)
 
     def _request(self, asked: words.Question) -> Request:
         if self._closed:

@@ -12,7 +12,7 @@ from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Request
 from piagent_daemon.doors import wyoming_words as words
 from piagent_daemon.doors.wyoming_reply import Reply
-from piagent_daemon.errors import InvalidRequest
+from piagent_daemon.errors import InternalError, InvalidRequest
 from piagent_daemon.ports import Clock, Intake
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import conversation_for
@@ -158,7 +158,12 @@ class Line:
             return
         conversation_id = conversation_for(asked.conversation) if asked.conversation else None
         delivery = Delivery(f"wyoming:{uuid4()}", by_id=False, redelivered=False, durable=False)
-        await intake.submit(Incoming(request, conversation_id, delivery, self._around.clock.monotonic()), reply)
+        try:
+            await intake.submit(Incoming(request, conversation_id, delivery, self._around.clock.monotonic()), reply)
+        except Exception:
+            log.exception("a question failed by a defect")
+            intake.refused(InternalError.code)
+            reply.fail(InternalError.code)
 
     def _write(self, event: words.Event) -> None:
         """Send one event; never waits. A client that does not read loses its connection."""

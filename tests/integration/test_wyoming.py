@@ -430,6 +430,18 @@ async def test_who_falls_silent_is_hung_up_on(home: Home, monkeypatch: pytest.Mo
         await until(lambda: not door._lines)
 
 
+async def test_a_defect_while_a_question_is_taken_in_is_a_sentence_and_the_connection_stays(home: Home) -> None:
+    engine = EchoEngine(defect=ZeroDivisionError())
+    async with open_door(engine, home), home.connect() as client:
+        await client.write_event(Transcript("How warm?", language="en").event())
+        event = (await turn_of(client))[-1]
+        assert (event.type, event.data["text"]) == ("not-handled", "Sorry, something went wrong.")
+        engine.defect = None
+        await client.write_event(Transcript("And now?").event())
+        assert (await turn_of(client))[-1].type == "handled"
+    assert engine.refusals == {"internal": 1}
+
+
 async def test_who_does_not_read_is_hung_up_on(home: Home) -> None:
     engine = EchoEngine(suffix="x" * 3_000_000)
     async with open_door(engine, home) as door:

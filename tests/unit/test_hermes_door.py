@@ -416,6 +416,16 @@ async def test_after_the_stop_who_asks_is_told_so() -> None:
     assert "gleich" in world.said[0][1]["text"]
 
 
+async def test_a_defect_while_a_question_is_taken_in_ends_its_session() -> None:
+    world = World()
+    world.engine.defect = ZeroDivisionError()
+    await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1"})
+    await world.hear(CAPTURED, {"text": "How warm?"})
+    assert [topic for topic, _ in world.said] == [END, SAY]
+    assert all("schiefgegangen" in said["text"] for _, said in world.said)
+    assert (world.engine.refusals, world.link.acked) == ({"internal": 2}, [1, 2])
+
+
 async def test_a_broker_that_forbids_to_speak_is_noticed() -> None:
     world, heard = World(safe_at_once=False), asyncio.Event()
     world.door.on_change = heard.set
