@@ -60,7 +60,9 @@ class HermesDoor:
         self._speaking: OrderedDict[str, Reply] = OrderedDict()
         self._telling: set[str] = set()
         """Sites whose loudspeaker has told at least once that it has said something."""
-        self._closed = self._denied = False
+        self._denied: set[str] = set()
+        """Topics on which the broker does not let us speak."""
+        self._closed = False
         self._seldom = Seldom(SELDOM_S)
         host.invite(self)
 
@@ -242,20 +244,23 @@ class HermesDoor:
 
     def _publish(self, said: words.Said, done: Callable[[], None]) -> None:
         def heard(code: int) -> None:
-            self._learn(code)
+            self._learn(said.topic, code)
             done()
 
         self._host.publish(said.topic, said.payload, heard)
 
-    def _learn(self, code: int) -> None:
-        """Learn from a PUBACK (MQTT 5) whether the broker lets us speak."""
+    def _learn(self, topic: str, code: int) -> None:
+        """Learn from a PUBACK (MQTT 5) whether the broker lets us speak; it may do so on some topics only."""
         denied = code == NOT_AUTHORIZED
-        if denied == self._denied:
+        if denied == (topic in self._denied):
             return
-        self._denied = denied
+        before = bool(self._denied)
         if denied:
-            log.error('the broker does not let us answer: allow this user to write "hermes/#"')
-        if self.on_change:
+            self._denied.add(topic)
+            log.error('the broker does not let us answer on "%s": allow this user to write "hermes/#"', topic)
+        else:
+            self._denied.remove(topic)
+        if self.on_change and before != bool(self._denied):
             self.on_change()
 
     def _refuse(self, letter: Letter, error: InvalidRequest) -> None:

@@ -439,6 +439,22 @@ async def test_a_broker_that_forbids_to_speak_is_noticed() -> None:
         heard.clear()
 
 
+async def test_a_broker_that_forbids_one_topic_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(safe_at_once=False)
+    changes: list[int] = []
+    world.door.on_change = lambda: changes.append(1)
+    for _ in range(3):
+        await world.hear(CAPTURED, {"text": "How warm?"})
+        world.answer()
+        world.unsafe.pop()(0)
+        await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1"})
+        world.answer()
+        world.unsafe.pop()(NOT_AUTHORIZED)
+        assert world.door.state.reasons == (ACL_HERMES,)
+    assert len(changes) == 1
+    assert [END in record.message for record in caplog.records if record.levelname == "ERROR"] == [True]
+
+
 async def test_an_answer_that_has_nothing_to_read_aloud_says_so() -> None:
     world = World()
     await world.hear(CAPTURED, {"text": "Show me code.", "sessionId": "s1"})
