@@ -21,6 +21,7 @@ from piagent_daemon.doors.mqtt_reply import Receipt
 from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED
 from piagent_daemon.errors import InternalError, InvalidRequest, ShuttingDown
 from piagent_daemon.ports import Clock, Intake
+from piagent_daemon.setting_types import HermesKind
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import conversation_for
 from piagent_daemon.values import Delivery, DoorState, Incoming
@@ -56,7 +57,8 @@ class HermesDoor:
         self._host = host
         self._agents = agents
         self._open: set[Reply] = set()
-        self._asked: OrderedDict[str, tuple[words.Question, float]] = OrderedDict()
+        self._asked: OrderedDict[str, tuple[HermesKind, str, float]] = OrderedDict()
+        """The newest question of each session: its kind, its gist, and when."""
         self._speaking: OrderedDict[str, Reply] = OrderedDict()
         self._telling: set[str] = set()
         """Sites whose loudspeaker has told at least once that it has said something."""
@@ -189,10 +191,11 @@ class HermesDoor:
         """
         if asked.session is None:
             return False
-        before, when = self._asked.get(asked.session, (asked, now))
-        if before.kind != asked.kind and words.same(before.text, asked.text) and now - when < SAME_S:
+        gist = words.gist(asked.text)
+        kind, before, when = self._asked.get(asked.session, (asked.kind, gist, now))
+        if kind != asked.kind and before == gist and now - when < SAME_S:
             return True
-        self._asked[asked.session] = (asked, now)
+        self._asked[asked.session] = (asked.kind, gist, now)
         self._asked.move_to_end(asked.session)
         if len(self._asked) > SESSIONS:
             self._asked.popitem(last=False)
