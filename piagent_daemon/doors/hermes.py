@@ -1,8 +1,8 @@
 """The Hermes front door: what Rhasspy's microphones heard comes in, what its loudspeakers say goes out.
 
-It lives on the MQTT door's connection. Inside a session the answer ends or continues the session; outside one it is
-said sentence by sentence. A wake word on a site stops what is being answered there, and when the loudspeaker tells how
-far it came (`sayFinished`), only what was heard is remembered.
+It lives on the MQTT door's connection. Inside a session the answer ends or continues the session, and only an agent's
+filler is said before; outside one it is said sentence by sentence. A wake word on a site stops what is being answered
+there, and when the loudspeaker tells how far it came (`sayFinished`), only what was heard is remembered.
 """
 
 import logging
@@ -161,7 +161,7 @@ class HermesDoor:
         request = Request(
             message=asked.text,
             agent=self._settings.voice_agent,
-            stream=False if asked.session else "sentences",
+            stream="sentences",
             context={"site": asked.site},
         )
         return wire.check(request, self._settings)
@@ -169,7 +169,9 @@ class HermesDoor:
     def _reply(self, asked: words.Question, receipt: Receipt) -> Reply:
         """Return the way back; an error is told in the asker's language, else in one of the agent's."""
         agent = self._agents().get(self._settings.voice_agent)
-        return Reply(asked, self._publish, receipt, (asked.language, *(agent.languages if agent else ())))
+        languages = (asked.language, *(agent.languages if agent else ()))
+        filler = str(agent.filler["text"]) if agent and agent.filler else None
+        return Reply(asked, self._publish, receipt, languages, filler)
 
     def _end_session(self, letter: Letter, receipt: Receipt, code: str) -> None:
         """Say that a message is no question where its session can be read: somebody waits there for an answer."""
@@ -237,10 +239,10 @@ class HermesDoor:
         return [reply for reply in self._open if session is not None and reply.asked.session == session]
 
     def _cancel(self, reply: Reply) -> None:
-        """Stop an answer; of one that is said sentence by sentence only what was heard is remembered."""
+        """Stop an answer; only what was heard of it is remembered, as far as that is known."""
         reply.leave_session()
         if reply.ids:
-            known = reply.in_sentences and reply.asked.site in self._telling
+            known = not reply.in_sentences or reply.asked.site in self._telling
             self._intake.cancel(*reply.ids, reply.heard if known else None)
 
     # -------------------------------------------------------------------------------------------------------- speaking

@@ -52,14 +52,14 @@ class World:
     guests: list[Guest] = field(default_factory=list)
     state: DoorState = field(default_factory=lambda: DoorState(connected=True, protocol="5"))
     safe_at_once: bool = True
+    agent: Agent = field(default_factory=lambda: Agent("voice", "Answer.", languages=("de",)))
 
     def __post_init__(self) -> None:
         self.engine = EchoEngine(hold=True)
         self.link = NoLink()
         self.packets = 0
-        agent = Agent("voice", "Answer.", languages=("de",))
         self.door = HermesDoor(
-            Settings(hermes=True, **self.settings), self.engine, FakeClock(), self, lambda: {"voice": agent}
+            Settings(hermes=True, **self.settings), self.engine, FakeClock(), self, lambda: {"voice": self.agent}
         )
 
     def invite(self, guest: Guest) -> None:
@@ -121,17 +121,44 @@ class World:
         )
 
 
-async def test_a_question_in_a_session_is_asked_whole_and_ends_it() -> None:
+async def test_a_question_in_a_session_is_answered_whole_and_ends_it() -> None:
     world = World()
     await world.hear(CAPTURED, {"text": " How warm? ", "siteId": "kitchen", "sessionId": "s1"})
     (incoming,) = world.engine.incoming
     request = incoming.request
-    assert (request.message, request.agent, request.stream) == ("How warm?", "voice", False)
+    assert (request.message, request.agent, request.stream) == ("How warm?", "voice", "sentences")
     assert (request.context, incoming.conversation_id) == ({"site": "kitchen"}, "s1")
     assert world.link.acked == []
+    world.sentence("It is warm.")
+    assert world.said == []
     world.answer()
     assert world.said == [(END, {"siteId": "kitchen", "sessionId": "s1", "text": "It is warm."})]
     assert world.link.acked == [1]
+
+
+async def test_in_a_session_the_filler_is_said_and_the_answer_still_ends_it() -> None:
+    world = World(agent=Agent("voice", "Answer.", filler={"text": "One moment.", "seconds": 2.0}))
+    await world.hear(CAPTURED, {"text": "How warm?", "siteId": "kitchen", "sessionId": "s1"})
+    world.sentence("One moment.", 0)
+    ((topic, said),) = world.said
+    assert (topic, said["text"], said["siteId"], said["sessionId"]) == (SAY, "One moment.", "kitchen", "s1")
+    await world.hear("hermes/tts/sayFinished", {"id": said["id"], "siteId": "kitchen", "sessionId": "s1"})
+    world.sentence("It is warm.", 1)
+    world.sentence("One moment.", 2)
+    world.answer("It is warm. One moment.")
+    assert world.said[1:] == [(END, {"siteId": "kitchen", "sessionId": "s1", "text": "It is warm. One moment."})]
+    assert world.link.acked == [1]
+
+
+async def test_of_what_is_stopped_in_a_session_nothing_was_heard() -> None:
+    world = World(agent=Agent("voice", "Answer.", filler={"text": "One moment.", "seconds": 2.0}))
+    await world.hear(CAPTURED, {"text": "How warm?", "siteId": "kitchen", "sessionId": "s1"})
+    world.sentence("One moment.", 0)
+    world.sentence("It is warm.", 1)
+    await world.hear("hermes/hotword/porcupine/detected", {"siteId": "kitchen"})
+    assert world.engine.heard == [-1]
+    world.answer("", finish_reason="cancelled")
+    assert [said["text"] for _, said in world.said] == ["One moment."]
 
 
 async def test_an_answer_that_asks_back_goes_on_with_the_session() -> None:
@@ -279,6 +306,21 @@ async def test_the_end_of_a_session_stops_its_answer_or_lets_it_be_said() -> Non
     await world.hear("hermes/dialogueManager/sessionEnded", {"sessionId": "s2", "termination": {"reason": "timeout"}})
     world.answer("It is warm. It stays so.")
     assert [(topic, said["text"]) for topic, said in world.said] == [(SAY, "It is warm."), (SAY, "It stays so.")]
+
+
+async def test_what_came_before_its_session_took_too_long_is_said_with_the_rest() -> None:
+    world = World()
+    await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1"})
+    world.sentence("It is warm.", 0)
+    await world.hear("hermes/dialogueManager/sessionEnded", {"sessionId": "s1", "termination": {"reason": "timeout"}})
+    assert world.said == []
+    world.sentence("It stays so.", 1)
+    assert [said["text"] for _, said in world.said] == ["It is warm.", "It stays so."]
+    world.answer("It is warm. It stays so.")
+    assert len(world.said) == 2
+    await world.hear("hermes/tts/sayFinished", {"id": world.said[0][1]["id"]})
+    await world.hear("hermes/hotword/porcupine/detected", {})
+    assert world.engine.heard == [0]
 
 
 async def test_a_session_belongs_to_its_newest_question() -> None:
