@@ -26,6 +26,8 @@ AHEAD: Final = 4
 """Questions that may wait on one connection."""
 UNREAD_BYTES: Final = 1_000_000
 """What may wait in memory for a client that does not read."""
+FLUSH_S: Final = 1.0
+"""So long a client may take to read the last words before it is hung up on."""
 FRAME_BYTES: Final = 65_536
 CHAR_BYTES: Final = 12
 """A character in JSON at its longest: two escapes."""
@@ -76,9 +78,10 @@ class Line:
                     asker.cancel()
 
     def close(self) -> None:
-        """Hang up once all is sent; at once when the client does not read."""
-        if self._writer.transport.get_write_buffer_size():
-            self._writer.transport.abort()
+        """Hang up once all is sent; after FLUSH_S seconds in any case."""
+        transport = self._writer.transport
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(FLUSH_S, transport.abort)
         self._writer.close()
 
     def _leave(self) -> None:
