@@ -4,14 +4,13 @@ The text `-` reads the question from standard input. Ctrl-C cancels the answer; 
 """
 
 import argparse
-import sys
 import uuid
 from typing import Any
 
 from piagent_daemon.cli import FAILED, FINE, INTERRUPTED, USAGE
 from piagent_daemon.cli.asking import Line
 from piagent_daemon.cli.showing import Display
-from piagent_daemon.cli.terminal import stderr, stdout
+from piagent_daemon.cli.terminal import stderr, stdin, stdout
 from piagent_daemon.doors.mqtt_client import MqttClient
 from piagent_daemon.errors import DoorError
 from piagent_daemon.settings import load_settings
@@ -38,7 +37,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.config).settings
-    message = (sys.stdin.read() if args.text == ["-"] else " ".join(args.text)).strip()
+    message = (stdin().read() if args.text == ["-"] else " ".join(args.text)).strip()
     conversation_id = args.conversation or str(uuid.uuid4())
     if problem := _usage_problem(message, conversation_id, args.timeout):
         stderr().line(f"piagent ask: {problem}")

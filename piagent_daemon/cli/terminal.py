@@ -1,4 +1,4 @@
-"""What the commands know of the terminal: colours, safe text, and where notes go."""
+"""What the commands know of the terminal: colours, safe text, what is typed, and where notes go."""
 
 import os
 import sys
@@ -60,6 +60,14 @@ class Terminal:
             self._stream.write("\n")
             self._stream.flush()
             self.at_line_start = True
+
+
+def stdin() -> TextIO:
+    """Return standard input; call it before anything is read. Bytes that are no text become replacement characters."""
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="replace")
+    return sys.stdin
 
 
 def stdout() -> Terminal:

@@ -42,6 +42,16 @@ async def test_with_mqtt_3_1_1_it_listens_on_out(responder: Responder, place: di
     assert cli.out == "Hello.\n"
 
 
+async def test_bytes_that_are_no_text_are_replaced(responder: Responder, place: dict[str, Any]) -> None:
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    async with Cli("ask", "-", stdin=b"Gr\xfc\xdfe\n", env=strict, **place) as cli:
+        request = await responder.asked()
+        assert request.json["message"] == "Gr\ufffd\ufffde"
+        await responder.answer(request, "Hello.")
+        assert await cli.end() == 0
+    assert cli.err == ""
+
+
 async def test_a_broker_without_mqtt_5_is_asked_again(new_broker: BrokerFactory) -> None:
     broker = new_broker()
     async with OldBroker(broker.port) as old, Observer(broker.port, protocol="311") as observer:
