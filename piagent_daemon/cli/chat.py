@@ -8,7 +8,7 @@ import uuid
 from contextlib import suppress
 from typing import Final, Self
 
-from piagent_daemon.cli import FAILED, FINE, INTERRUPTED
+from piagent_daemon.cli import FAILED, FINE
 from piagent_daemon.cli.ask import add_request_options, request_body
 from piagent_daemon.cli.asking import HEALTH_WAIT_S, Line
 from piagent_daemon.cli.showing import Display
@@ -92,15 +92,13 @@ class Chat:
                 failed |= not self._handle(words)
 
     def ask(self, message: str) -> int:
-        """Ask one question and show the answer; return an exit code: 0 answered, 1 failed, 130 cancelled."""
+        """Ask one question and show the answer; return an exit code: 0 answered, 1 failed or cancelled."""
         line = self._connected_line()
         body = request_body(message, self._agent, self._model, stream=True)
         timeout_s = self._settings.first_token_timeout_s + self._settings.total_timeout_s
         answer = line.ask(body, timeout_s)
         last = Display(self._out, self._notes).show(answer)
-        if answer.cancelled:
-            return INTERRUPTED
-        return FINE if last and last["type"] == "final" else FAILED
+        return FINE if last and last["type"] == "final" and not answer.cancelled else FAILED
 
     def _handle(self, words: str) -> bool:
         try:

@@ -149,6 +149,31 @@ async def test_without_a_broker_it_says_so() -> None:
     async with Cli("ask", "Hi", mqtt_port=free_port()) as cli:
         assert await cli.end() == 1
     assert "nothing listens there" in cli.err
+    assert cli.out == ""
+
+
+@pytest.mark.parametrize("more", [(), ("--stream",)])
+async def test_without_a_broker_json_says_so_as_an_error(more: tuple[str, ...]) -> None:
+    async with Cli("ask", "Hi", "--json", *more, mqtt_port=free_port()) as cli:
+        assert await cli.end() == 1
+    error = json.loads(cli.out)
+    assert (error.keys(), error["type"], error["code"]) == ({"type", "code", "message"}, "error", "door")
+    assert "nothing listens there" in error["message"]
+    assert cli.err == ""
+
+
+async def test_without_a_daemon_or_an_answer_in_time_json_says_so_too(
+    responder: Responder, place: dict[str, Any], observer: Observer
+) -> None:
+    async with Cli("ask", "Hi", "--json", "--timeout", "0.3", **place) as cli:
+        await responder.asked()
+        assert await cli.end() == 1
+    assert json.loads(cli.out)["message"] == "No answer within 0.3 s."
+    await observer.wait(lambda message: message.topic.endswith("/cancel"))
+    await responder.show("offline")
+    async with Cli("ask", "Hi", "--json", **place) as cli:
+        assert await cli.end() == 1
+    assert "is stopped" in json.loads(cli.out)["message"]
 
 
 async def test_ctrl_c_cancels_the_answer_first(responder: Responder, place: dict[str, Any], observer: Observer) -> None:
@@ -161,7 +186,7 @@ async def test_ctrl_c_cancels_the_answer_first(responder: Responder, place: dict
         assert cancel.json == {"id": request.json["id"]}
         assert cancel.topic == request.topic.removesuffix("in") + "cancel"
         await responder.send(request, "final", reply="Hello", finish_reason="cancelled")
-        assert await cli.end() == 130
+        assert await cli.end() == 1
     assert cli.out == "Hello\n"
     assert cli.err == "Cancelled.\n"
 
@@ -174,7 +199,7 @@ async def test_a_second_ctrl_c_leaves_at_once(responder: Responder, place: dict[
         cli.interrupt()
         await observer.wait(lambda message: message.topic.endswith("/cancel"))
         cli.interrupt()
-        assert await cli.end(2) == 130
+        assert await cli.end(2) == 1
     assert "Traceback" not in cli.err
 
 
