@@ -123,7 +123,10 @@ install_broker() {
         for user in piagent homeassistant; do
             password=$etc/${user}_password
             [[ $user == piagent ]] && password=$etc/mqtt_password
-            [[ -s $password ]] || random_password >"$password"
+            if [[ ! -s $password ]]; then
+                random_password >"$password"
+                if [[ -e $broker/piagent.passwd ]]; then sed -i "/^$user:/d" "$broker/piagent.passwd"; fi # the old one
+            fi
             if ! grep -qs "^$user:" "$broker/piagent.passwd"; then
                 printf '%s:%s\n' "$user" "$(cat "$password")" >"$etc/.new"
                 mosquitto_passwd -U "$etc/.new" # from a file: an argument could be read in the list of processes

@@ -1,9 +1,10 @@
 #!/bin/sh
 # /usr/local/bin/piagent: the command line with the settings of the service, so that `piagent doctor` and `piagent ask`
 # look at the same broker and model server as the daemon. What the environment already has, wins.
-while IFS='=' read -r name value; do
+while IFS= read -r line; do
+    name=${line%%=*} value=${line#*=}
     case $name in
-        '' | *[!A-Za-z0-9_]*) continue ;; # a comment or an empty line
+        '' | "$line" | *[!A-Za-z0-9_]*) continue ;; # an empty line, one without "=", a comment
     esac
     case $value in # systemd takes a value in quotes, too
         \"*\") value=${value#\"} value=${value%\"} ;;

@@ -19,11 +19,10 @@ from piagent_daemon.errors import ConfigError, PiagentError
 
 FINE: Final = 0
 FAILED: Final = 1
+"""Also what somebody broke off by Ctrl-C."""
 USAGE: Final = 2
 BAD_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h: the unit file keeps systemd from trying again."""
-INTERRUPTED: Final = 130
-"""128 + SIGINT, as shells say it."""
 
 VERBS: Final = {
     "run": ("piagent_daemon.cli.run", "run the daemon"),
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> int:
     except SystemExit as leaving:  # argparse leaves by itself after --help, --version and wrong usage
         return leaving.code if isinstance(leaving.code, int) else USAGE
     except KeyboardInterrupt:  # loading a verb takes a moment
-        return INTERRUPTED
+        return FAILED
     return _guarded(module, args)
 
 
@@ -78,7 +77,7 @@ def _guarded(module: ModuleType, args: argparse.Namespace) -> int:
         print(f"piagent: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return FAILED
     except BrokenPipeError:  # the reader of our pipe has left; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

@@ -4,17 +4,17 @@ The text `-` reads the question from standard input. Ctrl-C cancels the answer; 
 """
 
 import argparse
-import sys
+import json
 import uuid
 from typing import Any
 
-from piagent_daemon.cli import FAILED, FINE, INTERRUPTED, USAGE
+from piagent_daemon.cli import FAILED, FINE, USAGE
 from piagent_daemon.cli.asking import Line
 from piagent_daemon.cli.showing import Display
-from piagent_daemon.cli.terminal import stderr, stdout
+from piagent_daemon.cli.terminal import Terminal, stderr, stdin, stdout
 from piagent_daemon.doors.mqtt_client import MqttClient
 from piagent_daemon.errors import DoorError
-from piagent_daemon.settings import load_settings
+from piagent_daemon.settings import Settings, load_settings
 from piagent_daemon.topics import is_conversation_id
 
 
@@ -38,15 +38,26 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.config).settings
-    message = (sys.stdin.read() if args.text == ["-"] else " ".join(args.text)).strip()
+    message = (stdin().read() if args.text == ["-"] else " ".join(args.text)).strip()
     conversation_id = args.conversation or str(uuid.uuid4())
     if problem := _usage_problem(message, conversation_id, args.timeout):
         stderr().line(f"piagent ask: {problem}")
         return USAGE
+    out = stdout()
+    try:
+        return _ask(args, settings, message, conversation_id, out)
+    except DoorError as error:
+        if not args.json:
+            raise
+        out.write(json.dumps({"type": "error", "code": error.code, "message": str(error)}, ensure_ascii=False) + "\n")
+        return FAILED
+
+
+def _ask(args: argparse.Namespace, settings: Settings, message: str, conversation_id: str, out: Terminal) -> int:
+    """Ask and show the answer; return an exit code: 0 answered, 1 failed or cancelled. Raises DoorError."""
     stream = not args.json if args.stream is None else args.stream
-    display = Display(stdout(), stderr(), raw=args.json, stream=stream)
+    display = Display(out, stderr(), raw=args.json, stream=stream)
     timeout_s = args.timeout or settings.first_token_timeout_s + settings.total_timeout_s
-    interrupted = False
     with MqttClient(settings, "piagent-ask") as client:
         line = Line(client, settings, conversation_id)
         line.require_daemon()
@@ -57,10 +68,7 @@ def run(args: argparse.Namespace) -> int:
             if client.connected:
                 answer.cancel()
             raise
-        interrupted = answer.cancelled
-    if interrupted:
-        return INTERRUPTED
-    return FINE if last and last["type"] == "final" else FAILED
+    return FINE if last and last["type"] == "final" and not answer.cancelled else FAILED
 
 
 def request_body(message: str, agent: str | None, model: str | None, *, stream: bool) -> dict[str, Any]:

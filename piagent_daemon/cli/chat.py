@@ -4,16 +4,15 @@ Ctrl-C cancels a running answer and leaves at the prompt; so do /quit and the en
 """
 
 import argparse
-import sys
 import uuid
 from contextlib import suppress
 from typing import Final, Self
 
-from piagent_daemon.cli import FAILED, FINE, INTERRUPTED
+from piagent_daemon.cli import FAILED, FINE
 from piagent_daemon.cli.ask import add_request_options, request_body
 from piagent_daemon.cli.asking import HEALTH_WAIT_S, Line
 from piagent_daemon.cli.showing import Display
-from piagent_daemon.cli.terminal import stderr, stdout
+from piagent_daemon.cli.terminal import stderr, stdin, stdout
 from piagent_daemon.doors.mqtt_client import MqttClient
 from piagent_daemon.errors import DoorError
 from piagent_daemon.settings import Settings, load_settings
@@ -74,7 +73,7 @@ class Chat:
 
     def run(self) -> int:
         """Read questions to the end of input; return an exit code, 1 when input is no terminal and an answer failed."""
-        interactive = sys.stdin.isatty()
+        interactive = stdin().isatty()
         if interactive:
             with suppress(ImportError):  # editing and history of the lines typed here, in memory only
                 import readline  # noqa: F401, PLC0415
@@ -93,15 +92,13 @@ class Chat:
                 failed |= not self._handle(words)
 
     def ask(self, message: str) -> int:
-        """Ask one question and show the answer; return an exit code: 0 answered, 1 failed, 130 cancelled."""
+        """Ask one question and show the answer; return an exit code: 0 answered, 1 failed or cancelled."""
         line = self._connected_line()
         body = request_body(message, self._agent, self._model, stream=True)
         timeout_s = self._settings.first_token_timeout_s + self._settings.total_timeout_s
         answer = line.ask(body, timeout_s)
         last = Display(self._out, self._notes).show(answer)
-        if answer.cancelled:
-            return INTERRUPTED
-        return FINE if last and last["type"] == "final" else FAILED
+        return FINE if last and last["type"] == "final" and not answer.cancelled else FAILED
 
     def _handle(self, words: str) -> bool:
         try:

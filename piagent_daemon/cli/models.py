@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from piagent_daemon import providers
-from piagent_daemon.cli import FAILED, FINE, INTERRUPTED, USAGE
+from piagent_daemon.cli import FAILED, FINE, USAGE
 from piagent_daemon.cli.terminal import neutral, stderr, stdout
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.ports import Provider
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         if args.action is _pull:
             stderr().line(f"Stopped. `piagent models pull {args.model}` goes on where it was.")
-        return INTERRUPTED
+        return FAILED
 
 
 async def _list(provider: Provider, args: argparse.Namespace) -> int:

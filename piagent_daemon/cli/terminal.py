@@ -1,4 +1,4 @@
-"""What the commands know of the terminal: colours, safe text, and where notes go."""
+"""What the commands know of the terminal: colours, safe text, what is typed, and where notes go."""
 
 import os
 import sys
@@ -9,12 +9,13 @@ Style = Literal["bold", "dim", "red", "green", "yellow", "cyan"]
 _CODES: Final[dict[Style, str]] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 # A model's text may hold escape sequences (they retitle windows, hide text, answer to the shell): controls other than
-# newline and tab become visible pictures (U+2400 …), C1 controls the replacement character, carriage returns vanish.
+# newline and tab become visible pictures (U+2400 …), C1 controls and the signs that turn the direction of what follows
+# the replacement character, carriage returns vanish.
 _NEUTRAL: Final = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t\r"},
     0x0D: None,
     0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+    **dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
 }
 
 
@@ -59,6 +60,14 @@ class Terminal:
             self._stream.write("\n")
             self._stream.flush()
             self.at_line_start = True
+
+
+def stdin() -> TextIO:
+    """Return standard input; call it before anything is read. Bytes that are no text become replacement characters."""
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="replace")
+    return sys.stdin
 
 
 def stdout() -> Terminal:

@@ -1,8 +1,8 @@
 """The Hermes front door: what Rhasspy's microphones heard comes in, what its loudspeakers say goes out.
 
-It lives on the MQTT door's connection. Inside a session the answer ends or continues the session; outside one it is
-said sentence by sentence. A wake word on a site stops what is being answered there, and when the loudspeaker tells how
-far it came (`sayFinished`), only what was heard is remembered.
+It lives on the MQTT door's connection. Inside a session the answer ends or continues the session, and only an agent's
+filler is said before; outside one it is said sentence by sentence. A wake word on a site stops what is being answered
+there, and when the loudspeaker tells how far it came (`sayFinished`), only what was heard is remembered.
 """
 
 import logging
@@ -19,8 +19,9 @@ from piagent_daemon.doors.mqtt_guest import Host
 from piagent_daemon.doors.mqtt_letter import Letter, Seldom
 from piagent_daemon.doors.mqtt_reply import Receipt
 from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED
-from piagent_daemon.errors import InvalidRequest, ShuttingDown
+from piagent_daemon.errors import InternalError, InvalidRequest, ShuttingDown
 from piagent_daemon.ports import Clock, Intake
+from piagent_daemon.setting_types import HermesKind
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import conversation_for
 from piagent_daemon.values import Delivery, DoorState, Incoming
@@ -56,11 +57,14 @@ class HermesDoor:
         self._host = host
         self._agents = agents
         self._open: set[Reply] = set()
-        self._asked: OrderedDict[str, tuple[words.Question, float]] = OrderedDict()
+        self._asked: OrderedDict[str, tuple[HermesKind, str, float]] = OrderedDict()
+        """The newest question of each session: its kind, its gist, and when."""
         self._speaking: OrderedDict[str, Reply] = OrderedDict()
         self._telling: set[str] = set()
         """Sites whose loudspeaker has told at least once that it has said something."""
-        self._closed = self._denied = False
+        self._denied: set[str] = set()
+        """Topics on which the broker does not let us speak."""
+        self._closed = False
         self._seldom = Seldom(SELDOM_S)
         host.invite(self)
 
@@ -123,13 +127,12 @@ class HermesDoor:
             asked = words.question(letter.topic, letter.payload)
         except InvalidRequest as error:
             self._refuse(letter, error)
+            self._end_session(letter, receipt, error.code)
+            return
+        if not self._is_ours(asked, letter.received):
             receipt.settle()
             return
-        sites = self._settings.hermes_sites
-        if (sites and asked.site not in sites) or self._is_same(asked, letter.received):
-            receipt.settle()
-            return
-        reply = Reply(asked, self._publish, receipt, self._languages(asked))
+        reply = self._reply(asked, receipt)
         if not asked.text:
             reply.drop()
             return
@@ -145,7 +148,12 @@ class HermesDoor:
         reply.on_end = lambda: self._open.discard(reply)
         reply.on_say = lambda utterance_id: self._wait_for(utterance_id, reply)
         conversation_id = conversation_for(asked.session or asked.site)
-        await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+        try:
+            await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+        except Exception:
+            log.exception("a question on %.64r failed by a defect", letter.topic)
+            self._intake.refused(InternalError.code)
+            reply.fail(InternalError.code)
 
     def _request(self, asked: words.Question) -> Request:
         if self._closed:
@@ -153,15 +161,29 @@ class HermesDoor:
         request = Request(
             message=asked.text,
             agent=self._settings.voice_agent,
-            stream=False if asked.session else "sentences",
+            stream="sentences",
             context={"site": asked.site},
         )
         return wire.check(request, self._settings)
 
-    def _languages(self, asked: words.Question) -> tuple[str | None, ...]:
-        """Return the languages in which an error may be told: the asker's, else the agent's."""
+    def _reply(self, asked: words.Question, receipt: Receipt) -> Reply:
+        """Return the way back; an error is told in the asker's language, else in one of the agent's."""
         agent = self._agents().get(self._settings.voice_agent)
-        return (asked.language, *(agent.languages if agent else ()))
+        languages = (asked.language, *(agent.languages if agent else ()))
+        filler = str(agent.filler["text"]) if agent and agent.filler else None
+        return Reply(asked, self._publish, receipt, languages, filler)
+
+    def _end_session(self, letter: Letter, receipt: Receipt, code: str) -> None:
+        """Say that a message is no question where its session can be read: somebody waits there for an answer."""
+        asked = words.asker(letter.topic, letter.payload)
+        if asked and not self._in_session(asked.session) and self._is_ours(asked, letter.received):
+            self._reply(asked, receipt).fail(code)
+        else:
+            receipt.settle()
+
+    def _is_ours(self, asked: words.Question, now: float) -> bool:
+        sites = self._settings.hermes_sites
+        return (not sites or asked.site in sites) and not self._is_same(asked, now)
 
     def _is_same(self, asked: words.Question, now: float) -> bool:
         """Tell whether this was asked already in the same session, by a message of another kind.
@@ -171,10 +193,11 @@ class HermesDoor:
         """
         if asked.session is None:
             return False
-        before, when = self._asked.get(asked.session, (asked, now))
-        if before.kind != asked.kind and before.text == asked.text and now - when < SAME_S:
+        gist = words.gist(asked.text)
+        kind, before, when = self._asked.get(asked.session, (asked.kind, gist, now))
+        if kind != asked.kind and before == gist and now - when < SAME_S:
             return True
-        self._asked[asked.session] = (asked, now)
+        self._asked[asked.session] = (asked.kind, gist, now)
         self._asked.move_to_end(asked.session)
         if len(self._asked) > SESSIONS:
             self._asked.popitem(last=False)
@@ -216,30 +239,33 @@ class HermesDoor:
         return [reply for reply in self._open if session is not None and reply.asked.session == session]
 
     def _cancel(self, reply: Reply) -> None:
-        """Stop an answer; of one that is said sentence by sentence only what was heard is remembered."""
+        """Stop an answer; only what was heard of it is remembered, as far as that is known."""
         reply.leave_session()
         if reply.ids:
-            known = reply.in_sentences and reply.asked.site in self._telling
+            known = not reply.in_sentences or reply.asked.site in self._telling
             self._intake.cancel(*reply.ids, reply.heard if known else None)
 
     # -------------------------------------------------------------------------------------------------------- speaking
 
     def _publish(self, said: words.Said, done: Callable[[], None]) -> None:
         def heard(code: int) -> None:
-            self._learn(code)
+            self._learn(said.topic, code)
             done()
 
         self._host.publish(said.topic, said.payload, heard)
 
-    def _learn(self, code: int) -> None:
-        """Learn from a PUBACK (MQTT 5) whether the broker lets us speak."""
+    def _learn(self, topic: str, code: int) -> None:
+        """Learn from a PUBACK (MQTT 5) whether the broker lets us speak; it may do so on some topics only."""
         denied = code == NOT_AUTHORIZED
-        if denied == self._denied:
+        if denied == (topic in self._denied):
             return
-        self._denied = denied
+        before = bool(self._denied)
         if denied:
-            log.error('the broker does not let us answer: allow this user to write "hermes/#"')
-        if self.on_change:
+            self._denied.add(topic)
+            log.error('the broker does not let us answer on "%s": allow this user to write "hermes/#"', topic)
+        else:
+            self._denied.remove(topic)
+        if self.on_change and before != bool(self._denied):
             self.on_change()
 
     def _refuse(self, letter: Letter, error: InvalidRequest) -> None:

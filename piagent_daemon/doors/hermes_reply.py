@@ -19,11 +19,17 @@ Publish = Callable[[words.Said, Callable[[], None]], None]
 class Reply:
     """Says the answer to one question (`ports.Channel`); the input is settled when the broker has all that was said.
 
-    `languages` are those in which an error may be told, best first.
+    `languages` are those in which an error may be told, best first; `filler` is what the agent says while the model is
+    slow.
     """
 
     def __init__(
-        self, asked: words.Question, publish: Publish, receipt: Receipt, languages: tuple[str | None, ...]
+        self,
+        asked: words.Question,
+        publish: Publish,
+        receipt: Receipt,
+        languages: tuple[str | None, ...],
+        filler: str | None = None,
     ) -> None:
         self.asked = asked
         self.ids: tuple[str, str] | None = None
@@ -36,6 +42,9 @@ class Reply:
         self._publish = publish
         self._receipt = receipt
         self._languages = languages
+        self._filler = filler
+        self._waiting: list[Sentence] = []
+        """What is not said while the session lasts, which ends with the whole answer."""
         self._sentences: dict[str, int] = {}
         self._unsafe = 0
         self._ended = False
@@ -46,7 +55,7 @@ class Reply:
 
     @property
     def in_sentences(self) -> bool:
-        """Tell whether a sentence was handed out."""
+        """Tell whether a sentence of the answer was said."""
         return bool(self._sentences)
 
     def said(self, utterance_id: str) -> None:
@@ -59,11 +68,12 @@ class Reply:
         """Hand over one event; see `ports.Channel`."""
         self.ids = (event.conversation_id, event.request_id)
         match event:
+            case Sentence() if self.asked.session and event.index == 0 and event.text == self._filler:
+                self._say(event.text, str(uuid4()))
             case Sentence():
-                self._sentences[utterance_id := str(uuid4())] = event.index
-                self._say(event.text, utterance_id)
-                if self.on_say:
-                    self.on_say(utterance_id)
+                self._waiting.append(event)
+                if not self.asked.session:
+                    self._say_waiting()
             case FinalEvent() if event.finish_reason == "cancelled":
                 self.drop()
             case FinalEvent():
@@ -108,13 +118,22 @@ class Reply:
             said = words.continue_session if ask else words.end_session
             self._tell(said(self.asked, text))
         else:
-            if not self._sentences:  # the session was over before the answer came
+            self._say_waiting()
+            if not self._sentences:  # it was stored, without its sentences
                 splitter = Splitter()
                 for sentence in splitter.feed(text) + splitter.close() or [text]:
                     self._say(sentence, str(uuid4()))
             if self.asked.kind == "query":
                 self._tell(words.intent(self.asked, text))
         self._end()
+
+    def _say_waiting(self) -> None:
+        for sentence in self._waiting:
+            self._sentences[utterance_id := str(uuid4())] = sentence.index
+            self._say(sentence.text, utterance_id)
+            if self.on_say:
+                self.on_say(utterance_id)
+        self._waiting.clear()
 
     def _say(self, text: str, utterance_id: str) -> None:
         self._tell(words.say(self.asked, text, utterance_id))

@@ -27,6 +27,8 @@ SAY_FINISHED: Final = "hermes/tts/sayFinished"
 INTENT_NAME: Final = "piagent"
 INTENT: Final = f"hermes/intent/{INTENT_NAME}"
 NOT_RECOGNIZED: Final = "hermes/nlu/intentNotRecognized"
+CARRIERS: Final = frozenset({CONTINUE_SESSION, END_SESSION, INTENT})
+"""What has a field `customData`, of those that we send."""
 
 DEFAULT_SITE: Final = "default"
 ABORTED: Final = "abortedByUser"
@@ -39,7 +41,8 @@ MAX_BYTES: Final = 1_000_000
 class Question:
     """What somebody asked, at a site, and within a session if there is one. `text` may be empty: nothing was heard.
 
-    `query_id` is the name that the asker of a query gave it.
+    `query_id` is the name that the asker of a query gave it. `custom_data` is what the session carries along, as JSON:
+    it is handed on and never looked at.
     """
 
     kind: HermesKind
@@ -48,6 +51,7 @@ class Question:
     session: str | None = None
     query_id: str | None = None
     language: str | None = None
+    custom_data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,32 @@ def question(topic: str, payload: bytes) -> Question:
         session=_text(data, "sessionId"),
         query_id=_text(data, "id") if kind == "query" else None,
         language=_text(data, "lang"),
+        custom_data=_custom_data(data),
     )
+
+
+def asker(topic: str, payload: bytes) -> Question | None:
+    """Return what can be read of a message that `question` refuses; None when its session is not among that."""
+    try:
+        data = _object(payload)
+    except InvalidRequest:
+        return None
+    session, language = _legible(data, "sessionId"), _legible(data, "lang")
+    if session is None:
+        return None
+    return Question(QUESTIONS[topic], "", _legible(data, "siteId") or DEFAULT_SITE, session, language=language)
+
+
+def _legible(data: Mapping[str, Any], name: str) -> str | None:
+    try:
+        return _text(data, name)
+    except InvalidRequest:
+        return None
+
+
+def gist(text: str) -> str:
+    """Return by what a text is known again: a recogniser may change case and white space."""
+    return " ".join(text.casefold().split())[:MAX_NAME_CHARS]
 
 
 def detected(payload: bytes) -> str:
@@ -131,6 +160,14 @@ def _text(data: Mapping[str, Any], name: str, most: int | None = MAX_NAME_CHARS)
     if (most is not None and len(value) > most) or not is_sendable(value):
         raise InvalidRequest(f'The field "{name}" is too long or not valid Unicode text.')
     return value
+
+
+def _custom_data(data: Mapping[str, Any]) -> bytes | None:
+    value = data.get("customData")
+    try:
+        return None if value is None else json.dumps(value).encode()
+    except RecursionError:
+        raise InvalidRequest('The field "customData" is nested too deeply.') from None
 
 
 # ------------------------------------------------------------------------------------------------------------- speaking
@@ -180,4 +217,7 @@ def _said(topic: str, asked: Question, **fields: Any) -> Said:
     """Return a message to the asker's site and session; fields without a value are left out."""
     data = {"siteId": asked.site, "sessionId": asked.session, **fields}
     filled = {name: value for name, value in data.items() if value is not None}
-    return Said(topic, json.dumps(filled, ensure_ascii=False).encode())
+    payload = json.dumps(filled, ensure_ascii=False).encode()
+    if asked.custom_data is not None and topic in CARRIERS:
+        payload = payload[:-1] + b', "customData": ' + asked.custom_data + b"}"
+    return Said(topic, payload)

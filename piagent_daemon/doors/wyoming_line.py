@@ -12,7 +12,7 @@ from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Request
 from piagent_daemon.doors import wyoming_words as words
 from piagent_daemon.doors.wyoming_reply import Reply
-from piagent_daemon.errors import InvalidRequest
+from piagent_daemon.errors import InternalError, InvalidRequest
 from piagent_daemon.ports import Clock, Intake
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import conversation_for
@@ -26,6 +26,8 @@ AHEAD: Final = 4
 """Questions that may wait on one connection."""
 UNREAD_BYTES: Final = 1_000_000
 """What may wait in memory for a client that does not read."""
+FLUSH_S: Final = 1.0
+"""So long a client may take to read the last words before it is hung up on."""
 FRAME_BYTES: Final = 65_536
 CHAR_BYTES: Final = 12
 """A character in JSON at its longest: two escapes."""
@@ -76,9 +78,10 @@ class Line:
                     asker.cancel()
 
     def close(self) -> None:
-        """Hang up once all is sent; at once when the client does not read."""
-        if self._writer.transport.get_write_buffer_size():
-            self._writer.transport.abort()
+        """Hang up once all is sent; after FLUSH_S seconds in any case."""
+        transport = self._writer.transport
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(FLUSH_S, transport.abort)
         self._writer.close()
 
     def _leave(self) -> None:
@@ -158,7 +161,12 @@ class Line:
             return
         conversation_id = conversation_for(asked.conversation) if asked.conversation else None
         delivery = Delivery(f"wyoming:{uuid4()}", by_id=False, redelivered=False, durable=False)
-        await intake.submit(Incoming(request, conversation_id, delivery, self._around.clock.monotonic()), reply)
+        try:
+            await intake.submit(Incoming(request, conversation_id, delivery, self._around.clock.monotonic()), reply)
+        except Exception:
+            log.exception("a question failed by a defect")
+            intake.refused(InternalError.code)
+            reply.fail(InternalError.code)
 
     def _write(self, event: words.Event) -> None:
         """Send one event; never waits. A client that does not read loses its connection."""

@@ -23,7 +23,7 @@ class Reply:
         self.ended = asyncio.Event()
         self._write = write
         self._languages = languages
-        self._begun = False
+        self._said = ""
 
     def send(self, event: Event) -> None:
         """Hand over one event; see `ports.Channel`."""
@@ -56,21 +56,21 @@ class Reply:
         self._end(words.not_handled(apology(code, *self._languages)))
 
     def _say(self, text: str) -> None:
-        if not self._begun:
-            self._begun = True
+        if not self._said:
             self._write(words.start(self._conversation))
-            self._write(words.chunk(text))
-        else:
-            self._write(words.chunk(f" {text}"))
+        piece = words.joined(self._said, text)
+        self._said += piece
+        self._write(words.chunk(piece))
 
     def _finish(self, speech: str) -> None:
-        if speech and not self._begun:
+        if speech and not self._said:
             self._say(speech)
-        self._end(words.handled(speech, self._conversation))
+        alike = "".join(self._said.split()) == "".join(speech.split())  # white space between sentences is our guess
+        self._end(words.handled(self._said if alike else speech, self._conversation))
 
     def _end(self, last: words.Event) -> None:
         self._write(last)
-        if self._begun:
+        if self._said:
             self._write(words.stop())
         self.ended.set()
 

@@ -32,6 +32,8 @@ uz vi zh zh-CN zh-HK zh-TW zu
 """
 LANGUAGES: Final = tuple(_TAGS.split())
 """Home Assistant picks an agent by language, and neither an empty list nor a star matches any in all its versions."""
+_WIDE: Final = tuple("。！？｡，、；：」』）】》")
+_QUOTES: Final = "\"'”’"
 
 
 class FrameError(DoorError):
@@ -190,6 +192,12 @@ def start(conversation_id: str) -> Event:
 def chunk(text: str) -> Event:
     """Hand out a piece of an answer."""
     return HandledChunk(text).event()
+
+
+def joined(before: str, text: str) -> str:
+    """Return a sentence as it is written after what came before it: with a space, but not in Chinese and Japanese."""
+    spaceless = before.rstrip(_QUOTES).endswith(_WIDE)
+    return f" {text}" if before and not spaceless else text
 
 
 def handled(text: str, conversation_id: str) -> Event:

@@ -25,7 +25,7 @@ class Cli:
         self,
         *argv: str,
         tty: bool = False,
-        stdin: str | None = None,
+        stdin: str | bytes | None = None,
         env: dict[str, str] | None = None,
         **settings: Any,
     ) -> None:
@@ -71,7 +71,7 @@ class Cli:
             asyncio.create_task(self._read(self._process.stderr, "err"), name="read stderr"),
         ]
         if self._stdin is not None:
-            self._process.stdin.write(self._stdin.encode())
+            self._process.stdin.write(self._stdin if isinstance(self._stdin, bytes) else self._stdin.encode())
             self._process.stdin.close()
         return self
 

@@ -42,6 +42,16 @@ async def test_with_mqtt_3_1_1_it_listens_on_out(responder: Responder, place: di
     assert cli.out == "Hello.\n"
 
 
+async def test_bytes_that_are_no_text_are_replaced(responder: Responder, place: dict[str, Any]) -> None:
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    async with Cli("ask", "-", stdin=b"Gr\xfc\xdfe\n", env=strict, **place) as cli:
+        request = await responder.asked()
+        assert request.json["message"] == "Gr\ufffd\ufffde"
+        await responder.answer(request, "Hello.")
+        assert await cli.end() == 0
+    assert cli.err == ""
+
+
 async def test_a_broker_without_mqtt_5_is_asked_again(new_broker: BrokerFactory) -> None:
     broker = new_broker()
     async with OldBroker(broker.port) as old, Observer(broker.port, protocol="311") as observer:
@@ -139,6 +149,31 @@ async def test_without_a_broker_it_says_so() -> None:
     async with Cli("ask", "Hi", mqtt_port=free_port()) as cli:
         assert await cli.end() == 1
     assert "nothing listens there" in cli.err
+    assert cli.out == ""
+
+
+@pytest.mark.parametrize("more", [(), ("--stream",)])
+async def test_without_a_broker_json_says_so_as_an_error(more: tuple[str, ...]) -> None:
+    async with Cli("ask", "Hi", "--json", *more, mqtt_port=free_port()) as cli:
+        assert await cli.end() == 1
+    error = json.loads(cli.out)
+    assert (error.keys(), error["type"], error["code"]) == ({"type", "code", "message"}, "error", "door")
+    assert "nothing listens there" in error["message"]
+    assert cli.err == ""
+
+
+async def test_without_a_daemon_or_an_answer_in_time_json_says_so_too(
+    responder: Responder, place: dict[str, Any], observer: Observer
+) -> None:
+    async with Cli("ask", "Hi", "--json", "--timeout", "0.3", **place) as cli:
+        await responder.asked()
+        assert await cli.end() == 1
+    assert json.loads(cli.out)["message"] == "No answer within 0.3 s."
+    await observer.wait(lambda message: message.topic.endswith("/cancel"))
+    await responder.show("offline")
+    async with Cli("ask", "Hi", "--json", **place) as cli:
+        assert await cli.end() == 1
+    assert "is stopped" in json.loads(cli.out)["message"]
 
 
 async def test_ctrl_c_cancels_the_answer_first(responder: Responder, place: dict[str, Any], observer: Observer) -> None:
@@ -151,7 +186,7 @@ async def test_ctrl_c_cancels_the_answer_first(responder: Responder, place: dict
         assert cancel.json == {"id": request.json["id"]}
         assert cancel.topic == request.topic.removesuffix("in") + "cancel"
         await responder.send(request, "final", reply="Hello", finish_reason="cancelled")
-        assert await cli.end() == 130
+        assert await cli.end() == 1
     assert cli.out == "Hello\n"
     assert cli.err == "Cancelled.\n"
 
@@ -164,7 +199,7 @@ async def test_a_second_ctrl_c_leaves_at_once(responder: Responder, place: dict[
         cli.interrupt()
         await observer.wait(lambda message: message.topic.endswith("/cancel"))
         cli.interrupt()
-        assert await cli.end(2) == 130
+        assert await cli.end(2) == 1
     assert "Traceback" not in cli.err
 
 

@@ -78,6 +78,16 @@ async def test_questions_from_a_pipe(responder: Responder, place: dict[str, Any]
     assert cli.err.startswith("busy: The queue is full.\n")
 
 
+async def test_bytes_that_are_no_text_are_replaced(responder: Responder, place: dict[str, Any]) -> None:
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    async with Cli("chat", stdin=b"Gr\xfc\xdfe\n", env=strict, **place) as cli:
+        request = await responder.asked()
+        assert request.json["message"] == "Gr\ufffd\ufffde"
+        await responder.answer(request, "Hello.")
+        assert await cli.end() == 0
+    assert cli.err == ""
+
+
 async def test_it_outlives_a_restart_of_the_broker(new_broker: BrokerFactory) -> None:
     broker = new_broker()
     async with Observer(broker.port) as observer:

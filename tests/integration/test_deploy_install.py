@@ -90,6 +90,18 @@ def test_installing_twice_changes_nothing_and_uninstalling_leaves_only_data(tmp_
     assert settings.read_text().endswith("MAX_TOKENS=99\n"), "the owner's settings are kept"
     assert rules.read_text() == "user piagent\ntopic readwrite #\n", "and the owner's rules"
 
+    logins = root / "etc/mosquitto/piagent.passwd"
+    before = logins.read_text().splitlines()
+    secret = root / "etc/piagent/mqtt_password"
+    old = secret.read_text()
+    secret.unlink()
+    call("--with-mosquitto", "--source", wheel, "--root", root)
+    assert secret.read_text() != old
+    after = {line.partition(":")[0]: line for line in logins.read_text().splitlines()}
+    assert len(logins.read_text().splitlines()) == len(after) == 2
+    assert after["homeassistant"] in before
+    assert after["piagent"] not in before, "the broker knows the new password"
+
     memory = root / "var/lib/piagent/memory.db"
     memory.parent.mkdir(parents=True)
     memory.write_text("conversations")

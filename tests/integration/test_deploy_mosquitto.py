@@ -243,3 +243,25 @@ def test_a_waiting_question_outlives_a_power_cut(tmp_path: Path) -> None:
         broker.start()
         with Peer(broker, "piagent", clean=False) as daemon:
             assert daemon.inbox.get(timeout=DEADLINE_S) == ("piagent/kitchen/in", b"what waits in the broker")
+
+
+def test_hermes_is_closed_until_its_lines_are_uncommented_and_the_broker_reloads(tmp_path: Path) -> None:
+    """What the README says under "Rhasspy and Hermes", for piagent and for who tries it with mosquitto_pub."""
+    rules = tmp_path / "piagent.acl"
+    with running(tmp_path) as broker, Peer(broker, "piagent") as daemon, Peer(broker, "homeassistant") as person:
+        for peer in (daemon, person):
+            peer.subscribe("hermes/#")
+        for peer, other in ((daemon, person), (person, daemon)):
+            other.subscribe("piagent/health")
+            peer.publish("hermes/tts/say", b"closed")
+        with Peer(broker, "observer") as observer:
+            observer.publish("piagent/health", b"fence")
+        assert daemon.received_until(b"fence") == person.received_until(b"fence") == []
+        rules.write_text(rules.read_text().replace("#topic readwrite hermes/#", "topic readwrite hermes/#"))
+        assert broker.process is not None
+        broker.process.send_signal(signal.SIGHUP)  # `systemctl reload mosquitto`
+        until(lambda: "Reloading config" in (tmp_path / "log").read_text(), "the rules are read again")
+        for peer, other in ((person, daemon), (daemon, person)):
+            peer.publish("hermes/tts/say", b"open")
+            assert other.inbox.get(timeout=DEADLINE_S) == ("hermes/tts/say", b"open")
+            peer.inbox.get(timeout=DEADLINE_S)  # its own copy

@@ -139,6 +139,24 @@ async def test_the_conversation_of_a_site_is_the_one_of_mqtt(stage: Stage, model
     assert (await health(stage.observer))["memory"]["conversations"] == 2
 
 
+async def test_a_slow_model_s_filler_is_said_in_a_session(
+    stage: Stage, model_server: FakeOllama, tmp_path: Path
+) -> None:
+    (tmp_path / "voice.md").write_text("---\nfiller: {text: One moment., seconds: 0.2}\n---\nSpeak.\n")
+    await stage.start(prompts_dir=tmp_path)
+    model_server.next(reply="It is warm. It stays so.", first_token_delay_s=1.0)
+    await stage.send(CAPTURED, {"text": "how warm is it", "siteId": "kitchen", "sessionId": "s1"})
+    filler, seen = await stage.expect(SAY, 0)
+    assert (filler.json["text"], filler.json["siteId"]) == ("One moment.", "kitchen")
+    await stage.send("hermes/tts/sayFinished", {"id": filler.json["id"], "siteId": "kitchen"})
+    end, _ = await stage.expect(END, seen)
+    assert end.json["text"] == "It is warm. It stays so."
+    await stage.send(CAPTURED, {"text": "and now", "siteId": "kitchen", "sessionId": "s2"})
+    await stage.expect(END, seen + 1)
+    assert len([one for one in stage.heard() if one.topic == SAY]) == 1
+    assert "One moment" not in str(model_server.questions[-1].body)
+
+
 async def test_a_question_at_qos_1_survives_a_kill(stage: Stage, model_server: FakeOllama, tmp_path: Path) -> None:
     process = await stage.start(memory_url=f"sqlite://{tmp_path}/memory.db")
     stage.qos = 1

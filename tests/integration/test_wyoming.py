@@ -430,6 +430,18 @@ async def test_who_falls_silent_is_hung_up_on(home: Home, monkeypatch: pytest.Mo
         await until(lambda: not door._lines)
 
 
+async def test_a_defect_while_a_question_is_taken_in_is_a_sentence_and_the_connection_stays(home: Home) -> None:
+    engine = EchoEngine(defect=ZeroDivisionError())
+    async with open_door(engine, home), home.connect() as client:
+        await client.write_event(Transcript("How warm?", language="en").event())
+        event = (await turn_of(client))[-1]
+        assert (event.type, event.data["text"]) == ("not-handled", "Sorry, something went wrong.")
+        engine.defect = None
+        await client.write_event(Transcript("And now?").event())
+        assert (await turn_of(client))[-1].type == "handled"
+    assert engine.refusals == {"internal": 1}
+
+
 async def test_who_does_not_read_is_hung_up_on(home: Home) -> None:
     engine = EchoEngine(suffix="x" * 3_000_000)
     async with open_door(engine, home) as door:
@@ -439,6 +451,46 @@ async def test_who_does_not_read_is_hung_up_on(home: Home) -> None:
             await asyncio.to_thread(one.sendall, data)
             await until(lambda: engine.incoming)
             await until(lambda: not door._lines)
+
+
+def slow_reader(port: int) -> socket.socket:
+    """Ask something, and read nothing of the answer yet."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect(("127.0.0.1", port))
+    one.sendall(json.dumps({"type": "transcript", "data": {"text": "How warm?"}}).encode() + b"\n")
+    return one
+
+
+def read_all(one: socket.socket) -> bytes:
+    return b"".join(iter(lambda: one.recv(65_536), b""))
+
+
+def unsent(door: WyomingDoor) -> int:
+    return sum(line._writer.transport.get_write_buffer_size() for line in door._lines.values())
+
+
+async def test_a_hang_up_waits_for_the_last_words(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wyoming_line, "UNREAD_BYTES", 50_000_000)
+    monkeypatch.setattr(wyoming_line, "FLUSH_S", 60.0)
+    async with open_door(EchoEngine(suffix="x" * 10_000_000), home) as door:
+        with slow_reader(home.port) as one:
+            await until(lambda: unsent(door))
+            stop = asyncio.create_task(door.stop(60))
+            await until(lambda: all(line._writer.is_closing() for line in door._lines.values()))
+            assert (await asyncio.to_thread(read_all, one)).endswith(b"\n")
+            await stop
+            assert not door._lines
+
+
+async def test_a_hang_up_waits_for_nobody_for_long(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wyoming_line, "UNREAD_BYTES", 50_000_000)
+    monkeypatch.setattr(wyoming_line, "FLUSH_S", 0.1)
+    async with open_door(EchoEngine(suffix="x" * 10_000_000), home) as door:
+        with slow_reader(home.port):
+            await until(lambda: unsent(door))
+            await asyncio.wait_for(door.stop(60), 5)
+            assert not door._lines
 
 
 async def test_it_comes_and_goes_in_good_order(home: Home) -> None:

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from piagent_daemon.cli.terminal import Terminal, neutral
 
+TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""What turns the direction of the text behind it."""
+
 
 class Screen(io.StringIO):
     """A stream that says it is a terminal."""
@@ -23,13 +26,14 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-@given(st.text())
+@given(st.text() | st.text(alphabet=TURNS))
 def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
     shown = neutral(text)
     assert not [char for char in shown if unicodedata.category(char) == "Cc" and char not in "\n\t"]
+    assert not [char for char in shown if char in TURNS]
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["Cc"])))
+@given(st.text(alphabet=st.characters(exclude_categories=["Cc"], exclude_characters=TURNS)))
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert neutral(text) == text
 
@@ -44,6 +48,8 @@ def test_other_text_stays_as_it_is(text: str) -> None:
         ("\x9b31m", "\ufffd31m"),
         ("\x7f\x00", "␡␀"),
         ("Grüße 🌍", "Grüße 🌍"),
+        ("run \u202egpj.sh\u202c", "run \ufffdgpj.sh\ufffd"),
+        ("\u2067a\u2069 שלום\u200f", "\ufffda\ufffd שלום\u200f"),
     ],
 )
 def test_escape_sequences_become_visible(text: str, shown: str) -> None:

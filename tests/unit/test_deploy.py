@@ -140,6 +140,7 @@ def test_the_command_line_takes_the_settings_of_the_service(tmp_path: Path) -> N
     etc.mkdir()
     (etc / "piagent.env").write_text(
         "# a comment = no setting\n\nCTX_TOKENS=2048\nLOG_LEVEL='debug'\nX=a b=\"c\" $HOME\n"
+        "MQTT_USERNAME=c2VjcmV0MQ=\nOLLAMA_HOST='http://a/?b=='\nNOTHING\nEMPTY=\n"
     )
     (etc / "mqtt_password").write_text("secret\n")
     program = opt / "bin/piagent"
@@ -158,6 +159,10 @@ def test_the_command_line_takes_the_settings_of_the_service(tmp_path: Path) -> N
     assert seen["CTX_TOKENS"] == "2048"
     assert seen["LOG_LEVEL"] == "error", "what the environment has, wins"
     assert seen["X"] == 'a b="c" $HOME', "a value is text, never run"
+    assert seen["MQTT_USERNAME"] == "c2VjcmV0MQ="
+    assert seen["OLLAMA_HOST"] == "http://a/?b=="
+    assert "NOTHING" not in seen
+    assert seen["EMPTY"] == ""
     assert seen["MQTT_PASSWORD_FILE"] == str(etc / "mqtt_password")
     assert "OLLAMA_API_KEY_FILE" not in seen
     assert seen["ARGUMENTS"] == "ask a b"

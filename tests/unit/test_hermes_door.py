@@ -52,14 +52,14 @@ class World:
     guests: list[Guest] = field(default_factory=list)
     state: DoorState = field(default_factory=lambda: DoorState(connected=True, protocol="5"))
     safe_at_once: bool = True
+    agent: Agent = field(default_factory=lambda: Agent("voice", "Answer.", languages=("de",)))
 
     def __post_init__(self) -> None:
         self.engine = EchoEngine(hold=True)
         self.link = NoLink()
         self.packets = 0
-        agent = Agent("voice", "Answer.", languages=("de",))
         self.door = HermesDoor(
-            Settings(hermes=True, **self.settings), self.engine, FakeClock(), self, lambda: {"voice": agent}
+            Settings(hermes=True, **self.settings), self.engine, FakeClock(), self, lambda: {"voice": self.agent}
         )
 
     def invite(self, guest: Guest) -> None:
@@ -121,17 +121,44 @@ class World:
         )
 
 
-async def test_a_question_in_a_session_is_asked_whole_and_ends_it() -> None:
+async def test_a_question_in_a_session_is_answered_whole_and_ends_it() -> None:
     world = World()
     await world.hear(CAPTURED, {"text": " How warm? ", "siteId": "kitchen", "sessionId": "s1"})
     (incoming,) = world.engine.incoming
     request = incoming.request
-    assert (request.message, request.agent, request.stream) == ("How warm?", "voice", False)
+    assert (request.message, request.agent, request.stream) == ("How warm?", "voice", "sentences")
     assert (request.context, incoming.conversation_id) == ({"site": "kitchen"}, "s1")
     assert world.link.acked == []
+    world.sentence("It is warm.")
+    assert world.said == []
     world.answer()
     assert world.said == [(END, {"siteId": "kitchen", "sessionId": "s1", "text": "It is warm."})]
     assert world.link.acked == [1]
+
+
+async def test_in_a_session_the_filler_is_said_and_the_answer_still_ends_it() -> None:
+    world = World(agent=Agent("voice", "Answer.", filler={"text": "One moment.", "seconds": 2.0}))
+    await world.hear(CAPTURED, {"text": "How warm?", "siteId": "kitchen", "sessionId": "s1"})
+    world.sentence("One moment.", 0)
+    ((topic, said),) = world.said
+    assert (topic, said["text"], said["siteId"], said["sessionId"]) == (SAY, "One moment.", "kitchen", "s1")
+    await world.hear("hermes/tts/sayFinished", {"id": said["id"], "siteId": "kitchen", "sessionId": "s1"})
+    world.sentence("It is warm.", 1)
+    world.sentence("One moment.", 2)
+    world.answer("It is warm. One moment.")
+    assert world.said[1:] == [(END, {"siteId": "kitchen", "sessionId": "s1", "text": "It is warm. One moment."})]
+    assert world.link.acked == [1]
+
+
+async def test_of_what_is_stopped_in_a_session_nothing_was_heard() -> None:
+    world = World(agent=Agent("voice", "Answer.", filler={"text": "One moment.", "seconds": 2.0}))
+    await world.hear(CAPTURED, {"text": "How warm?", "siteId": "kitchen", "sessionId": "s1"})
+    world.sentence("One moment.", 0)
+    world.sentence("It is warm.", 1)
+    await world.hear("hermes/hotword/porcupine/detected", {"siteId": "kitchen"})
+    assert world.engine.heard == [-1]
+    world.answer("", finish_reason="cancelled")
+    assert [said["text"] for _, said in world.said] == ["One moment."]
 
 
 async def test_an_answer_that_asks_back_goes_on_with_the_session() -> None:
@@ -281,6 +308,21 @@ async def test_the_end_of_a_session_stops_its_answer_or_lets_it_be_said() -> Non
     assert [(topic, said["text"]) for topic, said in world.said] == [(SAY, "It is warm."), (SAY, "It stays so.")]
 
 
+async def test_what_came_before_its_session_took_too_long_is_said_with_the_rest() -> None:
+    world = World()
+    await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1"})
+    world.sentence("It is warm.", 0)
+    await world.hear("hermes/dialogueManager/sessionEnded", {"sessionId": "s1", "termination": {"reason": "timeout"}})
+    assert world.said == []
+    world.sentence("It stays so.", 1)
+    assert [said["text"] for _, said in world.said] == ["It is warm.", "It stays so."]
+    world.answer("It is warm. It stays so.")
+    assert len(world.said) == 2
+    await world.hear("hermes/tts/sayFinished", {"id": world.said[0][1]["id"]})
+    await world.hear("hermes/hotword/porcupine/detected", {})
+    assert world.engine.heard == [0]
+
+
 async def test_a_session_belongs_to_its_newest_question() -> None:
     world = World()
     await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1"})
@@ -304,6 +346,13 @@ async def test_what_runs_through_all_kinds_of_messages_is_asked_once() -> None:
     await world.hear(QUERY, {"input": "yes"})
     assert world.engine.messages == ["yes", "yes", "no", "no", "no", "yes", "yes"]
     assert len(world.link.acked) == 2
+
+
+async def test_a_recogniser_that_changes_case_or_spaces_does_not_make_it_another_question() -> None:
+    world = World(settings={"hermes_listen": ALL})
+    await world.hear(CAPTURED, {"text": "Wie  heißt du", "sessionId": "s1"})
+    await world.hear(NOT_RECOGNIZED, {"input": "wie heisst DU", "sessionId": "s1"})
+    assert world.engine.messages == ["Wie  heißt du"]
 
 
 async def test_silence_ends_a_session_and_asks_nobody() -> None:
@@ -338,6 +387,39 @@ async def test_what_is_no_question_is_counted_and_settled() -> None:
     ((topic, said),) = world.said
     assert topic == END
     assert said["text"]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"text": 5, "sessionId": "s4"},
+        {"text": "\ud800", "sessionId": "s4", "siteId": 7},
+        {"text": "How warm?", "lang": "x" * 1001, "sessionId": "s4"},
+    ],
+)
+async def test_a_malformed_question_does_not_leave_its_session_open(payload: dict[str, Any]) -> None:
+    world = World()
+    await world.hear(CAPTURED, payload)
+    ((topic, said),) = world.said
+    assert (topic, said["sessionId"], said["siteId"]) == (END, "s4", "default")
+    assert "Frage" in said["text"]
+    assert world.engine.refusals == {"invalid_request": 1}
+    assert (world.engine.incoming, world.link.acked) == ([], [1])
+
+
+async def test_a_malformed_message_ends_no_session_that_waits_for_an_answer_or_is_not_ours() -> None:
+    world = World(settings={"hermes_listen": ALL, "hermes_sites": "hall"})
+    await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1", "siteId": "hall"})
+    await world.hear(QUERY, {"input": "How warm?", "id": 7, "sessionId": "s1", "siteId": "hall"})
+    await world.hear(CAPTURED, {"text": 5, "sessionId": "s2", "siteId": "kitchen"})
+    await world.hear(CAPTURED, {"text": 5, "sessionId": ["s3"], "siteId": "hall"})
+    assert world.said == []
+    world.answer()
+    assert [(topic, said["text"]) for topic, said in world.said] == [(END, "It is warm.")]
+    for kind in (CAPTURED, QUERY):
+        await world.hear(kind, {"text": 5, "input": 5, "sessionId": "s4", "siteId": "hall"})
+    assert len(world.said) == 2
+    assert sorted(world.link.acked) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_only_what_is_named_is_listened_to() -> None:
@@ -376,6 +458,16 @@ async def test_after_the_stop_who_asks_is_told_so() -> None:
     assert "gleich" in world.said[0][1]["text"]
 
 
+async def test_a_defect_while_a_question_is_taken_in_ends_its_session() -> None:
+    world = World()
+    world.engine.defect = ZeroDivisionError()
+    await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1"})
+    await world.hear(CAPTURED, {"text": "How warm?"})
+    assert [topic for topic, _ in world.said] == [END, SAY]
+    assert all("schiefgegangen" in said["text"] for _, said in world.said)
+    assert (world.engine.refusals, world.link.acked) == ({"internal": 2}, [1, 2])
+
+
 async def test_a_broker_that_forbids_to_speak_is_noticed() -> None:
     world, heard = World(safe_at_once=False), asyncio.Event()
     world.door.on_change = heard.set
@@ -387,6 +479,22 @@ async def test_a_broker_that_forbids_to_speak_is_noticed() -> None:
         assert world.door.state.reasons == reasons
         assert heard.is_set()
         heard.clear()
+
+
+async def test_a_broker_that_forbids_one_topic_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(safe_at_once=False)
+    changes: list[int] = []
+    world.door.on_change = lambda: changes.append(1)
+    for _ in range(3):
+        await world.hear(CAPTURED, {"text": "How warm?"})
+        world.answer()
+        world.unsafe.pop()(0)
+        await world.hear(CAPTURED, {"text": "How warm?", "sessionId": "s1"})
+        world.answer()
+        world.unsafe.pop()(NOT_AUTHORIZED)
+        assert world.door.state.reasons == (ACL_HERMES,)
+    assert len(changes) == 1
+    assert [END in record.message for record in caplog.records if record.levelname == "ERROR"] == [True]
 
 
 async def test_an_answer_that_has_nothing_to_read_aloud_says_so() -> None:

@@ -18,7 +18,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
 )
-NAMES = st.sampled_from(["text", "input", "siteId", "sessionId", "id", "lang", "termination", "reason"])
+NAMES = st.sampled_from(["text", "input", "siteId", "sessionId", "id", "lang", "termination", "reason", "customData"])
 OBJECTS = st.dictionaries(NAMES | st.text(), JSON | st.dictionaries(NAMES, JSON), max_size=6)
 
 
@@ -58,6 +58,11 @@ HEARD: list[tuple[str, dict[str, Any], Question]] = [
         Question("query", "wie warm ist es", "bad", None, "q1", "de"),
     ),
     (CAPTURED, {"text": "hi", "id": "no query"}, Question("textCaptured", "hi")),
+    (
+        NOT_RECOGNIZED,
+        {"sessionId": "s1", "input": "hi", "customData": "from the hall"},
+        Question("intentNotRecognized", "hi", "default", "s1", custom_data=b'"from the hall"'),
+    ),
 ]
 
 
@@ -156,6 +161,22 @@ def test_what_is_said(said: words.Said, topic: str, payload: dict[str, Any]) -> 
     assert (said.topic, read(said)) == (topic, payload)
 
 
+@pytest.mark.parametrize("custom", ["from the hall", "", 0, False, {"a": [1.5, None, "\ud800", "ä"]}, [[]]])
+def test_the_custom_data_of_a_session_is_handed_on_as_it_came(custom: Any) -> None:
+    raw = json.dumps({"input": "hi", "sessionId": "s1", "customData": custom}).encode()
+    asked = words.question(QUERY, raw)
+    for said in (words.end_session(asked), words.continue_session(asked, "Where?"), words.intent(asked, "Warm.")):
+        assert read(said)["customData"] == custom
+    assert "customData" not in read(words.say(asked, "Warm.", "u1"))
+
+
+def test_custom_data_that_cannot_be_written_again_is_refused() -> None:
+    for depth in (10, 300, 900, 960, 980, 5000, 100_000):
+        raw = b'{"input": "hi", "customData": ' + b"[" * depth + b"]" * depth + b"}"
+        with suppress(InvalidRequest):
+            words.end_session(words.question(QUERY, raw), "Warm.")
+
+
 def test_the_answer_to_a_query_is_an_intent_with_one_slot() -> None:
     said = words.intent(ALONE, "It is warm.")
     data = read(said)
@@ -175,6 +196,8 @@ def test_whatever_comes_is_read_or_refused_and_can_be_answered(topic: str, paylo
         words.ended(raw)
         words.finished(raw)
     except InvalidRequest:
+        if asker := words.asker(topic, raw):
+            assert read(words.end_session(asker, "Sorry."))["sessionId"] == asker.session
         return
     speech = text.encode("utf-8", "ignore").decode()
     for said in (

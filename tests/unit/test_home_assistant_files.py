@@ -243,6 +243,13 @@ def test_the_blueprint_uses_each_of_its_inputs() -> None:
         check_trigger(trigger)
 
 
+def test_a_source_that_only_comes_back_does_not_ask_but_a_button_s_first_press_does() -> None:
+    (trigger,) = BLUEPRINT["triggers"]
+    assert "unavailable" in trigger["not_from"]
+    assert "unknown" not in trigger["not_from"], "an input_button that was never pressed"
+    assert trigger["not_to"] == ["unknown", "unavailable"]
+
+
 def test_the_blueprint_asks_by_the_script_and_with_its_fields() -> None:
     (call,) = [step for step in steps(BLUEPRINT["actions"]) if step.get("action") == "script.ask_piagent"]
     assert call["data"].keys() <= SCRIPT["fields"].keys()

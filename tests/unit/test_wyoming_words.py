@@ -248,6 +248,36 @@ async def test_an_answer_comes_in_sentences_and_whole() -> None:
     assert HandledStop.is_type(stop.type)
 
 
+@pytest.mark.parametrize(
+    ("sentences", "speech"),
+    [
+        (["你好。", "今天很热！", "要开窗吗？"], "你好。今天很热！要开窗吗？"),
+        (["他说：“好。”", "她走了。"], "他说：“好。”她走了。"),
+        (["最初の段落です。", "次の段落です。"], "最初の段落です。 次の段落です。"),
+        (["こんにちは。", "Hello."], "こんにちは。Hello."),
+        (["It is warm.", "Very warm."], "It is warm. Very warm."),
+        (["따뜻해요.", "아주요."], "따뜻해요. 아주요."),
+    ],
+)
+async def test_the_pieces_together_are_the_answer(sentences: list[str], speech: str) -> None:
+    world = World()
+    for sentence in sentences:
+        world.sentence(sentence)
+    world.final(speech)
+    *chunks, handled, _ = world.events[1:]
+    pieces = "".join(chunk.data["text"] for chunk in chunks)
+    assert handled.data["text"] == pieces
+    assert pieces.split(" ") == speech.replace("。 ", "。").split(" ")
+
+
+async def test_a_filler_is_no_part_of_the_answer() -> None:
+    world = World()
+    world.sentence("One moment.")
+    world.sentence("It is warm.")
+    world.final("It is warm.")
+    assert world.events[-2].data["text"] == "It is warm."
+
+
 async def test_an_answer_without_sentences_comes_the_same_way() -> None:
     world = World()
     world.final("It is warm.")
