@@ -16,22 +16,30 @@ MAX_FILES: Final = 16
 """Files by path in one request."""
 
 
-def inline(request: Request, files_dir: str | None, max_image_bytes: int) -> Request:
+def inline(request: Request, files_dir: str | None, max_image_bytes: int, max_bytes: int) -> Request:
     """Return the request with every `path` replaced by what the file holds; blocks on the disk.
 
     A text becomes the file's text; an image, known by its first bytes, becomes one of the request's images. Raises
-    InvalidRequest for a path when FILES_DIR is unset, for more than 16, and for one that leads out of it (by `..` or a
-    symbolic link), is no regular file, is larger than 256 KiB (an image: MAX_IMAGE_BYTES), or neither.
+    InvalidRequest for a path when FILES_DIR is unset, for more than 16 or one that comes twice, for one that leads out
+    of it (by `..` or a symbolic link), is no regular file, is larger than 256 KiB (an image: MAX_IMAGE_BYTES), or
+    neither, and when all together are larger than `max_bytes`, images as base64.
     """
-    if sum(file.path is not None for file in request.files) > MAX_FILES:
+    paths = [file.path for file in request.files if file.path is not None]
+    if len(paths) > MAX_FILES:
         raise InvalidRequest(f"The request names more than {MAX_FILES} files by path.")
-    files, pictures = [], list(request.images)
+    if len(set(paths)) < len(paths):
+        raise InvalidRequest("The request names a file by path twice.")
+    files, pictures, left = [], list(request.images), max_bytes
     for file in request.files:
         if file.path is None:
             files.append(file)
             continue
         data = read(file.path, files_dir, max(MAX_FILE_BYTES, max_image_bytes))
-        if images.kind_of(data):
+        is_image = images.kind_of(data) is not None
+        left -= 4 * -(-len(data) // 3) if is_image else len(data)
+        if left < 0:
+            raise InvalidRequest(f"The files that the request names are larger than {max_bytes} bytes together.")
+        if is_image:
             pictures.append(_image(data, file.path, max_image_bytes))
         else:
             files.append(File(name=file.path, text=_text(data, file.path)))
@@ -74,12 +82,11 @@ def read(path: str, files_dir: str | None, limit: int) -> bytes:
     if root not in target.parents:  # in the same words, so that nobody learns what there is elsewhere
         raise InvalidRequest(f'There is no file "{path[:128]}" below FILES_DIR.')
     try:
-        with os.fdopen(_open(root, target.relative_to(root).parts), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InvalidRequest(f'"{path[:128]}" is not a regular file.')
-            data = file.read(limit + 1)
+        data = _content(_open(root, target.relative_to(root).parts), limit + 1)
     except OSError:
         raise InvalidRequest(f'The file "{path[:128]}" cannot be read.') from None
+    if data is None:
+        raise InvalidRequest(f'"{path[:128]}" is not a regular file.')
     if len(data) > limit:
         raise InvalidRequest(f'The file "{path[:128]}" is larger than {limit} bytes.')
     return data
@@ -97,3 +104,15 @@ def _open(root: Path, parts: Sequence[str]) -> int:
         return os.open(parts[-1], os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def _content(fd: int, limit: int) -> bytes | None:
+    """Read at most `limit` bytes of a regular file and close it; None for anything else, such as a folder."""
+    try:
+        # Asked before os.fdopen, which raises for a folder and does not close it.
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(fd)

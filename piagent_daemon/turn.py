@@ -86,8 +86,8 @@ class Assistant:
     async def _events(self, job: Job, run: Run) -> AsyncGenerator[Event, None]:
         settings = self._config.settings
         if any(file.path for file in job.request.files):
-            limit = settings.max_image_bytes
-            job.request = await asyncio.to_thread(files.inline, job.request, settings.files_dir, limit)
+            limits = settings.max_image_bytes, settings.max_payload_bytes
+            job.request = await asyncio.to_thread(files.inline, job.request, settings.files_dir, *limits)
         remembers = settings.enable_memory and not job.alone
         conversation = await self._store.load(job.conversation_id) if remembers else Conversation()
         call = Call(job.conversation_id, job.agent.provider, job.model)

@@ -1,6 +1,7 @@
 """Files by path are read from below FILES_DIR and nowhere else."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from tests.fakes.pictures import encoded, gif, jpeg, png
 IMAGE_BYTES = 2 * MAX_FILE_BYTES
 
 
-def ask(root: Path | None, *paths: str, images: tuple[str, ...] = ()) -> Request:
+def ask(root: Path | None, *paths: str, images: tuple[str, ...] = (), max_bytes: int = 10 * IMAGE_BYTES) -> Request:
     request = Request(message="m", files=[File(path=path) for path in paths], images=list(images))
-    return inline(request, str(root) if root else None, IMAGE_BYTES)
+    return inline(request, str(root) if root else None, IMAGE_BYTES, max_bytes)
 
 
 def read(path: str, root: Path | None) -> str | None:
@@ -46,7 +47,7 @@ def test_an_image_becomes_one_of_the_images_whatever_its_name(tmp_path: Path) ->
 
 def test_inline_files_stay_as_they_are() -> None:
     request = Request(message="m", files=[File(name="a", text="b")])
-    assert inline(request, None, IMAGE_BYTES) == request
+    assert inline(request, None, IMAGE_BYTES, 0) == request
 
 
 @pytest.mark.parametrize(
@@ -113,10 +114,35 @@ def test_a_link_that_somebody_puts_there_in_between_is_not_followed(
 
 
 def test_so_many_files_are_not_read(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("a")
-    assert len(ask(tmp_path, *["a"] * MAX_FILES).files) == MAX_FILES
+    names = [f"{number}.txt" for number in range(MAX_FILES + 1)]
+    for name in names:
+        (tmp_path / name).write_text("a")
+    assert len(ask(tmp_path, *names[:MAX_FILES]).files) == MAX_FILES
     with pytest.raises(InvalidRequest, match="more than 16"):
-        ask(tmp_path, *["a"] * (MAX_FILES + 1))
+        ask(tmp_path, *names)
+
+
+def test_all_files_together_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 100)
+    (tmp_path / "b.png").write_bytes(png())
+    size = 100 + len(encoded(png()))
+    assert ask(tmp_path, "a.txt", "b.png", max_bytes=size).images
+    with pytest.raises(InvalidRequest, match=f"larger than {size - 1} bytes together"):
+        ask(tmp_path, "a.txt", "b.png", max_bytes=size - 1)
+    with pytest.raises(InvalidRequest, match="twice"):
+        ask(tmp_path, "a.txt", "a.txt")
+
+
+@pytest.mark.parametrize("path", ["folder", "pipe", "a.txt"])
+def test_no_file_stays_open(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "pipe")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with suppress(InvalidRequest):
+            ask(tmp_path, path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_without_the_folder_paths_are_refused() -> None:
