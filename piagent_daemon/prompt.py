@@ -77,13 +77,16 @@ def attach(messages: Sequence[Message], request: Request) -> tuple[Message, ...]
 
 def turn_facts(agent: Agent, request: Request, *, now: datetime, conversation_id: str) -> str:
     """Return the facts of one turn, at most 4000 characters: the agent's template, else the request's `context`."""
-    if agent.context is not None:
+    listed = _listed(request.context)
+    if agent.context is not None and len(listed) > templates.MAX_CONTEXT_CHARS:
+        log.warning("the context of a request is too large for the template of agent %s: listed as it is", agent.name)
+    elif agent.context is not None:
         variables = {"now": now, "conversation_id": conversation_id, "agent": agent.name, "context": request.context}
         try:
             return templates.render_facts(agent.context, variables)
         except templates.TemplateProblem as problem:
             log.warning("the context template of agent %s failed: %s", agent.name, problem)
-    return _listed(request.context)[: templates.MAX_FACTS_CHARS]
+    return listed[: templates.MAX_FACTS_CHARS]
 
 
 def xml(messages: Sequence[Message]) -> str:

@@ -1,20 +1,24 @@
-"""The Jinja2 in prompt files, sandboxed. Jinja2 itself is imported only where a text holds a template.
+"""The Jinja2 in prompt files. Jinja2 itself is imported only where a text holds a template.
 
-Source: contract section 9; https://jinja.palletsprojects.com/en/stable/sandbox/
+Source: contract section 9.
 """
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from jinja2 import Template
-    from jinja2.sandbox import SandboxedEnvironment
+
+    from piagent_daemon.sandbox import Sandbox
 
 T = TypeVar("T")
 
 MAX_FACTS_CHARS: Final = 4000
 """What a `context` template may add to a turn at most."""
+MAX_CONTEXT_CHARS: Final = 16_000
+"""A larger `context` is not given to a template, which may go through it several times."""
 FACTS: Final = frozenset({"now", "conversation_id", "agent", "context"})
 
 
@@ -35,7 +39,7 @@ def render_once(source: str, variables: Mapping[str, Any]) -> str:
     """Render a system prompt; raises TemplateProblem, also for a name that is not among `variables`."""
     if not is_template(source):
         return source
-    return _guarded(lambda: _compiled(source, strict=True).render(variables))
+    return _guarded(lambda: _compiled(source, strict=True).render(_counting(variables)))
 
 
 def check(source: str) -> None:
@@ -60,7 +64,7 @@ def render_facts(source: str, variables: Mapping[str, Any]) -> str:
 def _bounded(template: "Template", variables: Mapping[str, Any]) -> str:
     parts: list[str] = []
     size = 0
-    for part in template.generate(variables):
+    for part in template.generate(_counting(variables)):
         parts.append(part[:MAX_FACTS_CHARS])
         size += len(part)
         if size > MAX_FACTS_CHARS:
@@ -68,28 +72,28 @@ def _bounded(template: "Template", variables: Mapping[str, Any]) -> str:
     return "".join(parts)[:MAX_FACTS_CHARS].strip()
 
 
+def _counting(variables: Mapping[str, Any]) -> dict[str, Any]:
+    from piagent_daemon.sandbox import ROUNDS  # noqa: PLC0415 (see the top)
+
+    return {**variables, ROUNDS: count(1)}
+
+
 def _unknown_names(source: str) -> set[str]:
     from jinja2 import meta  # noqa: PLC0415 (see the top)
 
-    environment = _environment(strict=False)
-    return meta.find_undeclared_variables(environment.parse(source)) - set(environment.globals) - FACTS
+    return meta.find_undeclared_variables(_environment(strict=False).parse(source)) - FACTS
 
 
 @lru_cache(maxsize=2)
-def _environment(*, strict: bool) -> "SandboxedEnvironment":
-    from jinja2 import ChainableUndefined, StrictUndefined  # noqa: PLC0415 (see the top)
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+def _environment(*, strict: bool) -> "Sandbox":
+    from piagent_daemon.sandbox import Sandbox  # noqa: PLC0415 (see the top)
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined if strict else ChainableUndefined)
-    # Both draw lots, and a prompt must be the same at each start: the model server keeps what it has read of it.
-    del environment.globals["lipsum"]
-    del environment.filters["random"]
-    return environment
+    return Sandbox(strict=strict)
 
 
 @lru_cache(maxsize=64)
 def _compiled(source: str, *, strict: bool) -> "Template":
-    return _environment(strict=strict).from_string(source)
+    return _environment(strict=strict).template(source)
 
 
 def _guarded(work: Callable[[], T]) -> T:
@@ -104,3 +108,5 @@ def _guarded(work: Callable[[], T]) -> T:
     # A template is a small program: whatever its expressions raise comes out of it as it is.
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError) as error:
         raise TemplateProblem(f"{type(error).__name__}: {error}") from None
+    except MemoryError:
+        raise TemplateProblem("it takes more memory than there is") from None

@@ -17,6 +17,7 @@ LAYERS = (
         "sources",
         "problems",
         "templates",
+        "sandbox",
         "agents",
         "abbreviations",
         "apologies",

@@ -78,6 +78,13 @@ def test_a_long_context_is_bounded() -> None:
     assert len(build(CLOCK, message="Hi", context={"room": "x" * 100_000})[-1].content) < 4100
 
 
+def test_a_context_too_large_for_a_template_is_listed(caplog: pytest.LogCaptureFixture) -> None:
+    facts = build(CLOCK, message="Hi", context={"room": "hall", "all": "x" * 20_000})[-1].content
+    assert facts.startswith("Hi\n\nContext:\nroom: hall\nall: xxx")
+    assert "too large for the template of agent clock" in caplog.text
+    assert "Hi\n\nIt is 18:05" in build(CLOCK, message="Hi", context={"all": "x" * 15_000})[-1].content
+
+
 def test_a_template_that_fails_costs_no_answer() -> None:
     agent = Agent("broken", "System.", context="{{ now + 1 }}")
     assert build(agent, message="Hi", context={"room": "kitchen"})[-1].content == "Hi\n\nContext:\nroom: kitchen"
