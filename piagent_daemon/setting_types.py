@@ -8,12 +8,18 @@ from pydantic import AfterValidator, BeforeValidator
 from piagent_daemon import topics
 
 MASK: Final = "********"
-_USERINFO: Final = re.compile(r"//\S*@")
+_USERINFO: Final = re.compile(r"^(['\"]?(?:[a-zA-Z][a-zA-Z0-9+.-]*://)?)(.*)@", re.DOTALL)
 
 
-def mask_userinfo(text: str) -> str:
-    """Hide user and password in a URL."""
-    return _USERINFO.sub(f"//{MASK}@", text)
+def mask_userinfo(address: str) -> str:
+    """Hide user and password in a URL, also in one without a scheme, and in the repr of one."""
+    return _USERINFO.sub(rf"\1{MASK}@", address)
+
+
+def secrets_in_address(address: str) -> tuple[str, ...]:
+    """Return what no log line may show of an address, if there is any: user and password together, and the password."""
+    found = _USERINFO.match(address.strip())
+    return tuple(filter(None, (found[2], found[2].partition(":")[2]))) if found else ()
 
 
 def _split(value: Any) -> Any:

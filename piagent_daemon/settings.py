@@ -30,6 +30,8 @@ PROMPT_ROOM_TOKENS: Final = 128
 MAX_INFLIGHT: Final = 60_000
 """MQTT counts messages in flight in 16 bits; some room is left for cancel, reset and admin requests."""
 _DAY_S: Final = 86_400
+_ADDRESSES: Final = ("_host", "_url", "_uri")
+"""How settings end that may hold a user and a password."""
 
 
 def _set(default: Any, description: str, *, reload: bool = False, shown: str | None = None, **bounds: Any) -> Any:
@@ -193,7 +195,7 @@ class Settings(BaseModel):
             return kind.MASK
         if isinstance(value, tuple):
             return list(value)
-        return kind.mask_userinfo(value) if isinstance(value, str) else value
+        return kind.mask_userinfo(value) if isinstance(value, str) and name.endswith(_ADDRESSES) else value
 
     def masked(self) -> dict[str, Any]:
         """Return all settings as they may be shown to anybody, ready for JSON."""
@@ -276,6 +278,7 @@ def load_settings(config: Path | None = None, *, environ: Mapping[str, str] | No
     origins = {name: found[name].origin if name in found else "default" for name in Settings.model_fields}
     if reader.tables is not None:
         origins["providers"] = str(reader.tables.path)
+    problems += _flags_for_numbers(found)
     settings = None
     try:
         settings = Settings(**{name: value.value for name, value in found.items()}).with_providers(tables)
@@ -321,6 +324,13 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> Iterator[str
         plain = name not in secrets and isinstance(value, str | int | float)
         but = f", but is {kind.mask_userinfo(repr(value))[:80]}" if plain else ""
         yield f"{name.upper()}: {finding.message}{but} ({origins.get(name, 'keyword')})"
+
+
+def _flags_for_numbers(found: Mapping[str, Found]) -> Iterator[str]:
+    """Yield a line for each number that is true or false, which pydantic takes for 1 and 0."""
+    for name, (value, origin) in found.items():
+        if isinstance(value, bool) and Settings.model_fields[name].annotation in {int, float}:
+            yield f"{name.upper()}: should be a number, but is {str(value).lower()} ({origin})"
 
 
 def _unreadable(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:

@@ -3,7 +3,9 @@
 Source: contract section 7; systemd.exec(5), "Credentials".
 """
 
+import os
 import re
+import stat
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,16 @@ class Found(NamedTuple):
 
     value: Any
     origin: str
+
+
+def may_be_file(path: Path) -> bool:
+    """Tell whether there is a file, or may be one in a folder that we may not look into: reading it tells the rest."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def read_text(path: Path) -> str:
@@ -91,7 +103,7 @@ class Reader:
     # ---------------------------------------------------------------------------------------------------- the places
 
     def _dotenv(self) -> tuple[dict[str, str], str]:
-        if not DOTENV_PATH.is_file():
+        if not may_be_file(DOTENV_PATH):
             return {}, ""
         from io import StringIO  # noqa: PLC0415 (as the next two: only where there is a .env file)
 
@@ -107,7 +119,12 @@ class Reader:
         if broken:
             self.problems += [f"{DOTENV_PATH}:{line}: this is not NAME=value" for line in broken]
             return {}, text
-        return {key: value for key, value in dotenv_values(stream=StringIO(text)).items() if value is not None}, text
+        # Not interpolated: a password may have a ${ in it.
+        found = dotenv_values(stream=StringIO(text), interpolate=False)
+        for key in found:
+            if key != key.upper() and key.lower().removeprefix(PREFIX.lower()) in self._spellings:
+                self.problems.append(f"{DOTENV_PATH}:{line_of(text, key)}: {key} should be in capitals")
+        return {key: value for key, value in found.items() if value is not None}, text
 
     def _variables(
         self, variables: Mapping[str, str], origin: Callable[[str], str]
@@ -128,7 +145,7 @@ class Reader:
 
     def _toml(self, path: Path | None) -> dict[str, Found]:
         if path is None:
-            path = next((candidate for candidate in CONFIG_PATHS if candidate.is_file()), None)
+            path = next((candidate for candidate in CONFIG_PATHS if may_be_file(candidate)), None)
             if path is None:
                 return {}
         import tomllib  # noqa: PLC0415 (only where there is a file)
@@ -161,10 +178,13 @@ class Reader:
         layer: dict[str, Found] = {}
         if not directory:
             return layer
+        if os.access(directory, os.F_OK) and not os.access(directory, os.X_OK):
+            self.problems.append(f"CREDENTIALS_DIRECTORY: {directory} cannot be read")
+            return layer
         for name in (*self.aliases, *self.secrets):
             for spelled in (name.replace("_", "-"), name):
                 path = Path(directory, spelled)
-                if self.aliases.get(name, name) in self.secrets and path.is_file():
+                if self.aliases.get(name, name) in self.secrets and may_be_file(path):
                     self._add_file(layer, name, path, f"credential {spelled}")
         return {name: found for name, found in layer.items() if found.value}
 
@@ -189,7 +209,7 @@ class Reader:
             elif twin and not isinstance(twin.value, str):
                 self.problems.append(f"{name.upper()}_FILE should be a path ({twin.origin})")
             elif twin:
-                self._add_file(settled, name, Path(twin.value).expanduser(), f"{name.upper()}_FILE in {twin.origin}")
+                self._add_file(settled, name, _at_home(twin.value), f"{name.upper()}_FILE in {twin.origin}")
                 if settled.get(self.aliases.get(name, name), twin).value == "":
                     self.problems.append(f"{name.upper()}_FILE: {twin.value} is empty ({twin.origin})")
         return settled
@@ -199,3 +219,10 @@ class Reader:
             layer[self.aliases.get(name, name)] = Found(read_text(path).rstrip("\r\n"), origin)
         except ValueError as error:
             self.problems.append(f"{name.upper()}: {path} {error} ({origin})")
+
+
+def _at_home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody has that name; reading it says that there is no such file
+        return Path(path)

@@ -1,5 +1,6 @@
 """Settings: where they come from, what they refuse, and that they keep secrets."""
 
+import errno
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import SecretStr, ValidationError
 
 from piagent_daemon import sources
 from piagent_daemon.errors import ConfigError
+from piagent_daemon.setting_types import secrets_in_address
 from piagent_daemon.settings import (
     Loaded,
     Settings,
@@ -250,6 +252,45 @@ def test_a_broken_dotenv_is_named(tmp_path: Path) -> None:
     assert problems() == (".env is not UTF-8 text",)
 
 
+def test_a_password_in_a_dotenv_is_taken_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MQTT_USERNAME=u\nMQTT_PASSWORD='a${HOME}b$c'\n")
+    assert secret(load()) == "a${HOME}b$c"
+
+
+def test_small_letters_in_a_dotenv_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("mqtt_port=99\nsomething=1\npiagent_mqtt_host=x\nMqtt_Password_File=x\n")
+    assert problems() == (
+        ".env:1: mqtt_port should be in capitals",
+        ".env:3: piagent_mqtt_host should be in capitals",
+        ".env:4: Mqtt_Password_File should be in capitals",
+    )
+
+
+def test_a_folder_that_may_not_be_looked_into_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat, read = Path.stat, Path.open
+
+    def forbidden(path: Path, *arguments: Any, **more: Any) -> Any:
+        if "locked" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return (read if arguments else stat)(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(sources, "CONFIG_PATHS", (tmp_path / "locked" / "piagent.toml",))
+    assert problems() == (f"{tmp_path}/locked/piagent.toml cannot be read: Permission denied",)
+
+
+def test_nobodys_home_is_a_problem() -> None:
+    (problem,) = problems(MQTT_USERNAME="u", MQTT_PASSWORD_FILE="~nobody-of-that-name/password")
+    assert problem.startswith("MQTT_PASSWORD: ~nobody-of-that-name/password cannot be read: No such file")
+
+
+@pytest.mark.parametrize("name", ["mqtt_port", "temperature", "max_tokens", "health_interval_s"])
+def test_true_is_no_number(tmp_path: Path, name: str) -> None:
+    (tmp_path / "piagent.toml").write_text(f"{name} = true")
+    assert problems() == (f"{name.upper()}: should be a number, but is true (piagent.toml:1)",)
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
@@ -351,6 +392,31 @@ def test_no_secret_is_ever_shown(tmp_path: Path) -> None:
     found = problems(MQTT_HOST=f"mqtt://u:{CANARY}@h", OLLAMA_HOST=f"ftp://u:{CANARY}@h", MQTT_USERNAME="u")
     assert len(found) == 4
     assert CANARY not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (f"user:{CANARY}@host:11434", "********@host:11434"),
+        (f"{CANARY}@host", "********@host"),
+        (f"https://u:{CANARY}@x@host/v1", "https://********@host/v1"),
+        ("host:11434", "host:11434"),
+    ],
+)
+def test_no_address_shows_its_password(address: str, shown: str) -> None:
+    settings = load(OLLAMA_HOST=address, PROVIDER_URL=address).settings
+    assert (settings.shown("ollama_host"), settings.masked()["provider_url"]) == (shown, shown)
+    for name in ("MQTT_HOST", "OLLAMA_HOST", "PROVIDER_URL", "WYOMING_URI"):
+        (problem,) = problems(**{name: f"{address} /x"})
+        assert CANARY not in problem
+    secrets = secrets_in_address(address)
+    assert bool(secrets) == ("@" in address)
+    assert CANARY not in address or any(secret.startswith(CANARY) for secret in secrets)
+
+
+def test_a_user_name_with_an_at_is_shown() -> None:
+    assert load(MQTT_USERNAME="ann@example.com").settings.shown("mqtt_username") == "ann@example.com"
+    assert secrets_in_address("http://ann:a%20b@host") == ("ann:a%20b", "a%20b")
 
 
 # -------------------------------------------------------------------------------------------------------------- reload
