@@ -278,7 +278,11 @@ def load_settings(config: Path | None = None, *, environ: Mapping[str, str] | No
     origins = {name: found[name].origin if name in found else "default" for name in Settings.model_fields}
     if reader.tables is not None:
         origins["providers"] = str(reader.tables.path)
-    problems += _flags_for_numbers(found)
+    problems += [
+        f"{name.upper()}: should be a number, but is {str(value).lower()} ({origin})"
+        for name, (value, origin) in found.items()
+        if isinstance(value, bool) and Settings.model_fields[name].annotation in {int, float}  # pydantic takes 1 and 0
+    ]
     settings = None
     try:
         settings = Settings(**{name: value.value for name, value in found.items()}).with_providers(tables)
@@ -324,13 +328,6 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> Iterator[str
         plain = name not in secrets and isinstance(value, str | int | float)
         but = f", but is {kind.mask_userinfo(repr(value))[:80]}" if plain else ""
         yield f"{name.upper()}: {finding.message}{but} ({origins.get(name, 'keyword')})"
-
-
-def _flags_for_numbers(found: Mapping[str, Found]) -> Iterator[str]:
-    """Yield a line for each number that is true or false, which pydantic takes for 1 and 0."""
-    for name, (value, origin) in found.items():
-        if isinstance(value, bool) and Settings.model_fields[name].annotation in {int, float}:
-            yield f"{name.upper()}: should be a number, but is {str(value).lower()} ({origin})"
 
 
 def _unreadable(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
