@@ -1,15 +1,21 @@
 """What is decided of a request before it may wait: whether it is refused, or only wants silence."""
 
 import unicodedata
+from collections.abc import Iterable
+from typing import Final
 
 from piagent_daemon.agents import Agent
-from piagent_daemon.errors import InvalidRequest, PiagentError, ShuttingDown, UnknownAgent
+from piagent_daemon.errors import Expired, InvalidRequest, PiagentError, ShuttingDown, UnknownAgent
 from piagent_daemon.job import Job
 from piagent_daemon.turn import Config
 
+LARGE_BYTES: Final = 65_536
+LARGE_WAITING_BYTES: Final = 32_000_000
+"""What requests with large files or images may take together while they wait; one more is told busy."""
 
-def refusal(job: Job, config: Config, *, draining: bool) -> PiagentError | None:
-    """Return why a request is refused, None when it is not."""
+
+def refusal(job: Job, config: Config, waited_s: float, *, draining: bool) -> PiagentError | None:
+    """Return why a request is refused that came in `waited_s` seconds ago, None when it is not."""
     settings, asked = config.settings, job.request.agent
     if asked is not None and asked not in config.agents:
         return UnknownAgent(f'There is no agent "{asked[:64]}". Known: {", ".join(sorted(config.agents))}.')
@@ -17,7 +23,20 @@ def refusal(job: Job, config: Config, *, draining: bool) -> PiagentError | None:
         return InvalidRequest(f'The model "{job.model[:128]}" is not in MODELS_ALLOWED.')
     if job.request.files and settings.files_dir is None and any(file.path for file in job.request.files):
         return InvalidRequest("Files by path are refused: FILES_DIR is not set.")
-    return ShuttingDown("The daemon stops; ask again in a moment.") if draining else None
+    if job.request.expires_s and waited_s >= job.request.expires_s:  # with 0 it is answered if that can be at once
+        return expired(job)
+    return ShuttingDown() if draining else None
+
+
+def expired(job: Job) -> Expired:
+    """Return why a request is not answered that waited too long."""
+    return Expired(f"The request waited longer than {job.request.expires_s:g} seconds.")
+
+
+def is_too_large(job: Job, waiting: Iterable[Job]) -> bool:
+    """Tell whether a request with large files or images has to go away, as others like it wait."""
+    held = [other.size for other in waiting] if job.size > LARGE_BYTES else []
+    return bool(held) and sum(held) + job.size > LARGE_WAITING_BYTES
 
 
 def wants_silence(agent: Agent, message: str) -> bool:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Run:
     """What one attempt has come to so far; times are loop times in seconds.
 
-    `voice` says it sentence by sentence; else `chunks` tells whether it goes out as it comes.
+    `voice` says it sentence by sentence; else `chunks` tells whether it goes out as it comes. `epoch` is that of the
+    conversation as it was loaded, `refits` how often the prompt was cut again.
     """
 
     started: float
@@ -31,6 +32,8 @@ class Run:
     finish: Finish | None = None
     too_long: bool = False
     chunks: bool = True
+    epoch: int = 0
+    refits: int = 0
     voice: "Voice | None" = None
 
     def tell(self, job: Job, text: str, *, more: bool) -> Sequence[Event]:
@@ -47,6 +50,10 @@ class Run:
     def delivered(self, spoken_index: int | None = None) -> str:
         """Return what went out of the reply; sentence by sentence, at most up to the one of `spoken_index`."""
         return self.reply if self.voice is None else self.reply[: heard(self.voice.ends, spoken_index)]
+
+    def partial(self) -> str:
+        """Return what went out before the terminal event."""
+        return self.delivered() if self.chunks or self.voice else ""
 
     def speech(self, reply: str) -> str:
         """Return the reply, or its beginning, for ears: the sentences that went out, where there were some."""

@@ -95,6 +95,9 @@ class ShuttingDown(PiagentError):
     status_code = 503
     retryable = True
 
+    def __init__(self, message: str = "The daemon stops; ask again in a moment.") -> None:
+        super().__init__(message)
+
 
 class InternalError(PiagentError):
     """A defect of ours; the log has the trace."""

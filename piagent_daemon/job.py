@@ -10,7 +10,7 @@ from piagent_daemon.agents import Agent
 from piagent_daemon.contract import ErrorEvent, Event, Request, Sentences
 from piagent_daemon.errors import PiagentError
 from piagent_daemon.ports import Channel, Clock
-from piagent_daemon.values import Message
+from piagent_daemon.values import Incoming, Message, Ticket
 
 E = TypeVar("E", bound=Event)
 Stop = Literal["cancelled", "shutdown"]
@@ -28,16 +28,17 @@ class Stamp:
 
     def __call__(self, kind: type[E], **fields: Any) -> E:
         """Return the next event of class `kind`; `fields` are what it adds."""
-        seq, self._seq = self._seq, self._seq + 1
         conversation_id, request_id = self._ids
-        return kind(
+        event = kind(
             conversation_id=conversation_id,
             request_id=request_id,
             attempt=self.attempt,
-            seq=seq,
+            seq=self._seq,
             ts=self._clock.now(),
             **fields,
         )
+        self._seq += 1  # only now: an event that cannot be made has no number
+        return event
 
 
 @dataclass(slots=True, eq=False)
@@ -67,8 +68,8 @@ class Job:
     sentence_ends: tuple[int, ...] = ()
     messages: tuple[Message, ...] | None = None
     work: "Callable[[Job], AsyncGenerator[Event, None]] | None" = None
-    parts: list[str] = field(default_factory=list, repr=False)
-    """The text that was streamed."""
+    partial: Callable[[], str] = field(default=str, repr=False)
+    """Returns the text that went out so far."""
     filled: bool = False
     """The agent's filler was said while it waited."""
     alarms: list[asyncio.TimerHandle] = field(default_factory=list, repr=False)
@@ -115,6 +116,22 @@ class Job:
             partial=partial,
             metadata=self.request.metadata,
         )
+
+
+def job_of(incoming: Incoming, ticket: Ticket, channel: Channel, clock: Clock, *, agent: Agent, model: str) -> Job:
+    """Return the job of a request that came in at a door and has its ticket; `model` is for one that names none."""
+    return Job(
+        request=incoming.request,
+        conversation_id=ticket.conversation_id,
+        request_id=ticket.request_id,
+        agent=agent,
+        model=incoming.request.model or model,
+        channel=channel,
+        stamp=Stamp(ticket.conversation_id, ticket.request_id, ticket.attempt, clock),
+        received=incoming.received,
+        durable=incoming.delivery.durable,
+        size=incoming.size,
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -34,15 +34,9 @@ _TAGS: Final = re.compile(
 )
 
 
-def build(
-    agent: Agent, turns: Sequence[Turn], request: Request, *, now: datetime, conversation_id: str
-) -> tuple[Message, ...]:
-    """Return the messages of one call: system, history, newest message.
-
-    `now` is the local time, aware; it is only in the prompt when the agent's `context` template names it.
-    """
+def build(agent: Agent, turns: Sequence[Turn], request: Request, facts: str = "") -> tuple[Message, ...]:
+    """Return the messages of one call: system, history, newest message with its `facts` (see `turn_facts`)."""
     text = user_text(request)
-    facts = turn_facts(agent, request, now=now, conversation_id=conversation_id)
     images = tuple(image_base64(image) for image in request.images)
     return (
         Message("system", agent.system),
@@ -76,7 +70,10 @@ def attach(messages: Sequence[Message], request: Request) -> tuple[Message, ...]
 
 
 def turn_facts(agent: Agent, request: Request, *, now: datetime, conversation_id: str) -> str:
-    """Return the facts of one turn, at most 4000 characters: the agent's template, else the request's `context`."""
+    """Return the facts of one turn, at most 4000 characters: the agent's template, else the request's `context`.
+
+    `now` is the local time, aware; it is only in the prompt when the agent's template names it.
+    """
     listed = _listed(request.context)
     if agent.context is not None and len(listed) > templates.MAX_CONTEXT_CHARS:
         log.warning("the context of a request is too large for the template of agent %s: listed as it is", agent.name)

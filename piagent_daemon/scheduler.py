@@ -11,12 +11,12 @@ from contextlib import aclosing
 from typing import Any, Final
 from uuid import uuid4
 
-from piagent_daemon.admission import refusal, wants_silence
+from piagent_daemon.admission import expired, is_too_large, refusal, wants_silence
 from piagent_daemon.contract import Accepted, ErrorEvent, Event, QueueHealth, Sentence
 from piagent_daemon.contract import Final as FinalEvent
-from piagent_daemon.errors import Busy, Cancelled, Expired, InternalError, PiagentError, ShuttingDown
+from piagent_daemon.errors import Busy, Cancelled, InternalError, PiagentError, ShuttingDown
 from piagent_daemon.health import Tally
-from piagent_daemon.job import Job, Lane, Stamp
+from piagent_daemon.job import Job, Lane, job_of
 from piagent_daemon.loops import LoopBreaker
 from piagent_daemon.ports import Channel, Clock, ConversationStore
 from piagent_daemon.spoken import Spoken
@@ -28,9 +28,6 @@ log = logging.getLogger("piagent.scheduler")
 
 MAX_CRASHES: Final = 2
 """A request that brought the daemon down this often is not tried again."""
-LARGE_BYTES: Final = 65_536
-LARGE_WAITING_BYTES: Final = 32_000_000
-"""What requests with large files or images may take together while they wait; one more is told busy."""
 STOP_S: Final = 2.0
 """Seconds that a stopped answer has to say its last word."""
 
@@ -53,6 +50,7 @@ class Scheduler:
         self._errands: set[asyncio.Task[None]] = set()
         self._loops = LoopBreaker(clock)
         self._spoken = Spoken()
+        self._entering = 0
         self._waiting = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -77,6 +75,15 @@ class Scheduler:
 
     async def submit(self, incoming: Incoming, channel: Channel) -> None:
         """Take one request in; see `ports.Intake`."""
+        self._entering += 1
+        self._idle.clear()
+        try:
+            await self._enter(incoming, channel)
+        finally:
+            self._entering -= 1
+            self._look_idle()
+
+    async def _enter(self, incoming: Incoming, channel: Channel) -> None:
         fresh = Ticket(incoming.conversation_id or str(uuid4()), incoming.request.id or str(uuid4()))
         ticket = await self._store.open(incoming.delivery, fresh)
         if ticket.terminal is not None:
@@ -92,22 +99,10 @@ class Scheduler:
             await self._take(incoming, ticket, channel)
 
     async def _take(self, incoming: Incoming, ticket: Ticket, channel: Channel) -> None:
-        stamp = Stamp(ticket.conversation_id, ticket.request_id, ticket.attempt, self._clock)
-        settings, agents, request = self._config.settings, self._config.agents, incoming.request
-        name = request.agent or await self._last_agent(ticket.conversation_id)
+        agents, settings = self._config.agents, self._config.settings
+        name = incoming.request.agent or await self._last_agent(ticket.conversation_id)
         agent = agents.get(name) or agents[settings.default_agent]
-        job = Job(
-            request=request,
-            conversation_id=ticket.conversation_id,
-            request_id=ticket.request_id,
-            agent=agent,
-            model=request.model or self._assistant.model(agent),
-            channel=channel,
-            stamp=stamp,
-            received=incoming.received,
-            durable=incoming.delivery.durable,
-            size=incoming.size,
-        )
+        job = job_of(incoming, ticket, channel, self._clock, agent=agent, model=self._assistant.model(agent))
         if self._draining and job.durable:  # it came in just before, and the transport brings it again
             channel.abandon()
         else:
@@ -117,7 +112,8 @@ class Scheduler:
         """Queue a job that is made already, such as one outside the conversations."""
         self._tally.request()
         self._live[job.conversation_id, job.request_id] = job
-        if why := refusal(job, self._config, draining=self._draining):
+        waited_s = self._clock.monotonic() - job.received
+        if why := refusal(job, self._config, waited_s, draining=self._draining):
             self._start_errand(self._refuse(job, why))
             return
         if wants_silence(job.agent, job.request.message):
@@ -159,10 +155,8 @@ class Scheduler:
         self._dispatch()
 
     def _has_room(self, lane: Lane, job: Job) -> bool:
-        if job.size > LARGE_BYTES and self._waiting:
-            held = sum(other.size for one in self._lanes.values() for other in one.waiting)
-            if held + job.size > LARGE_WAITING_BYTES:
-                return False
+        if is_too_large(job, (other for one in self._lanes.values() for other in one.waiting)):
+            return False
         return self._waiting < self._config.settings.max_waiting or self._make_room(lane)
 
     def _make_room(self, lane: Lane) -> bool:
@@ -225,7 +219,7 @@ class Scheduler:
         self._look_idle()
 
     def _look_idle(self) -> None:
-        if not self._tasks and not self._errands and (self._draining or not self._waiting):
+        if not (self._entering or self._tasks or self._errands) and (self._draining or not self._waiting):
             self._idle.set()
 
     def _send(self, job: Job, event: Event) -> None:
@@ -282,7 +276,7 @@ class Scheduler:
 
     def _expire(self, lane: Lane, job: Job) -> None:
         if job in lane.waiting:
-            self._drop(lane, job, Expired(f"The request waited longer than {job.request.expires_s:g} seconds."))
+            self._drop(lane, job, expired(job))
 
     def _fill(self, lane: Lane, job: Job) -> None:
         """Say the agent's filler for a request that still waits."""
@@ -300,10 +294,10 @@ class Scheduler:
         self._start_errand(self._refuse(job, why))
 
     async def _refuse(self, job: Job, why: PiagentError) -> None:
-        await self._end(job, job.failure(why, "".join(job.parts)))
+        await self._end(job, job.failure(why, job.partial()))
 
     async def _end(self, job: Job, event: ErrorEvent | FinalEvent) -> None:
-        """Give a request that was never run its terminal event."""
+        """Give a request the terminal event that no answer gives it."""
         job.disarm()
         if not job.alone:
             await self._store.commit(Outcome(job.conversation_id, job.request_id, event.encode()))
@@ -337,7 +331,7 @@ class Scheduler:
         await first_of(self._idle.wait(), hurry.wait(), timeout_s=grace_s)
         for lane in list(self._lanes.values()):
             for job in list(lane.waiting):
-                self._drop(lane, job, ShuttingDown("The daemon stops; ask again in a moment."))
+                self._drop(lane, job, ShuttingDown())
         for job, task in list(self._tasks.items()):
             if job.durable:
                 task.cancel()

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from piagent_daemon import ending, files, prompt, window
+from piagent_daemon import ending, files, fitting, prompt, window
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import ContextUse, Event, Status
 from piagent_daemon.contract import Final as FinalEvent
@@ -18,13 +18,14 @@ from piagent_daemon.errors import (
     ProviderTimeout,
     ShuttingDown,
 )
+from piagent_daemon.fitting import Plan
 from piagent_daemon.job import NEVER, Job
 from piagent_daemon.ladder import Call, Ladder, Narrower
 from piagent_daemon.pace import Pace
 from piagent_daemon.ports import Clock, ConversationStore
 from piagent_daemon.settings import Settings
 from piagent_daemon.speech import expects_reply
-from piagent_daemon.values import ChatRequest, Conversation, Finish, Message, Outcome, Turn
+from piagent_daemon.values import Conversation, Finish, Outcome, Turn
 from piagent_daemon.window import Ledger
 
 if TYPE_CHECKING:
@@ -48,15 +49,6 @@ class Config:
     """What the model server has, as far as is known."""
 
 
-class Plan(NamedTuple):
-    """What is sent: `drop` remembered turns are left out; `estimate` tokens in all, `history` of them remembered."""
-
-    request: ChatRequest
-    drop: int
-    estimate: int
-    history: int
-
-
 class Assistant:
     """Answers requests; holds no state of a request, so any number of answers may run side by side."""
 
@@ -72,30 +64,33 @@ class Assistant:
 
         Raises only what is a defect: every foreseen failure is an `error` event.
         """
-        run = Run(asyncio.get_running_loop().time(), max(0.0, self._clock.monotonic() - job.received), parts=job.parts)
+        run = Run(asyncio.get_running_loop().time(), max(0.0, self._clock.monotonic() - job.received))
+        job.partial = run.partial
         try:
             async with aclosing(self._events(job, run)) as events:
                 async for event in events:
                     yield event
         except PiagentError as error:
-            failure = job.failure(error, run.delivered() if run.chunks or run.voice else "")
+            failure = job.failure(error, run.partial())
             if not job.alone:
-                await self._store.commit(Outcome(job.conversation_id, job.request_id, failure.encode()))
+                await self._store.commit(
+                    Outcome(job.conversation_id, job.request_id, failure.encode(), job.request.agent, epoch=run.epoch)
+                )
             yield failure
 
     async def _events(self, job: Job, run: Run) -> AsyncGenerator[Event, None]:
         settings = self._config.settings
+        conversation = await self._conversation(job)
+        run.epoch = conversation.epoch
         if any(file.path for file in job.request.files):
             limits = settings.max_image_bytes, settings.max_payload_bytes
             job.request = await asyncio.to_thread(files.inline, job.request, settings.files_dir, *limits)
-        remembers = settings.enable_memory and not job.alone
-        conversation = await self._store.load(job.conversation_id) if remembers else Conversation()
-        call = Call(job.conversation_id, job.agent.provider, job.model)
+        facts = self._facts(job)
+        call = Call("" if job.alone else job.conversation_id, job.agent.provider, job.model)
         most = None
-        refits = 0
         while True:
             try:
-                plan = self._plan(job, conversation, call, most)
+                plan = self._plan(job, conversation, facts, call, most)
             except ContextOverflow:
                 if not self._ladder.pass_over(call):
                     raise
@@ -108,11 +103,7 @@ class Assistant:
             except Narrower:
                 continue
             except ContextOverflow as overflow:
-                self._ledger.overflowed(call.served, plan.estimate, overflow.prompt_tokens)
-                refits += 1
-                if refits > REFITS or run.parts or not plan.history:
-                    raise
-                most = plan.history // 2
+                most = self._refitted(run, plan, call, overflow)
         final = self._final(job, run, plan, conversation, call)
         if run.voice:
             job.sentence_ends = run.voice.ends
@@ -130,46 +121,41 @@ class Assistant:
 
     # ------------------------------------------------------------------------------------------------ before the call
 
-    def _plan(self, job: Job, conversation: Conversation, call: Call, most: int | None) -> Plan:
-        """Fit the prompt into the model's context, with at most `most` tokens of history. Raises ContextOverflow."""
-        settings, agent, request = self._config.settings, job.agent, job.request
-        options = _options(settings, agent, request.options.model_dump(exclude_none=True))
-        model, context_tokens = self._ladder.choice(call)
+    async def _conversation(self, job: Job) -> Conversation:
+        if job.alone:
+            return Conversation()
+        found = await self._store.load(job.conversation_id)
+        return found if self._config.settings.enable_memory else Conversation(epoch=found.epoch)
+
+    def _facts(self, job: Job) -> str:
+        if job.messages is not None:
+            return ""
         now = self._clock.now().astimezone()
-        turns = conversation.turns
+        return prompt.turn_facts(job.agent, job.request, now=now, conversation_id=job.conversation_id)
 
-        def messages(kept: tuple[Turn, ...]) -> tuple[Message, ...]:
-            if job.messages is not None:
-                return prompt.attach(job.messages, request)
-            return prompt.build(agent, kept, request, now=now, conversation_id=job.conversation_id)
+    def _plan(self, job: Job, conversation: Conversation, facts: str, call: Call, most: int | None) -> Plan:
+        model, tokens = self._ladder.choice(call)
+        return fitting.plan(
+            job,
+            conversation,
+            facts,
+            settings=self._config.settings,
+            ledger=self._ledger,
+            model=model,
+            context_tokens=tokens,
+            most=most,
+        )
 
-        room = context_tokens - options["num_predict"]
-        bare = self._ledger.tokens(model, messages(()))
-        if bare > room:
-            raise ContextOverflow(
-                f"The message needs about {bare} tokens of the model's context, and {room} are left for it. "
-                "Shorten it, or raise CTX_TOKENS."
-            )
-        sizes = [self._ledger.turn(model, turn) for turn in turns]
-        drop = window.cut(
-            sizes, max_turns=settings.memory_max_turns, budget=min(room - bare, room if most is None else most)
-        )
-        final_messages = messages(turns[drop:])
-        return Plan(
-            ChatRequest(
-                model=model,
-                messages=final_messages,
-                options=options,
-                context_tokens=context_tokens,
-                prompt=prompt.xml(final_messages) if settings.prompt_style == "xml" else None,
-                think=settings.think if agent.think is None else agent.think,
-                format=request.format if request.format is not None else agent.format,
-                singly=settings.chunk_interval_ms == 0,
-            ),
-            drop,
-            bare + sum(sizes[drop:]),
-            sum(sizes[drop:]),
-        )
+    def _refitted(self, run: Run, plan: Plan, call: Call, overflow: ContextOverflow) -> int | None:
+        """Return how many tokens of history to try next; raises `overflow` when there is nothing left to try."""
+        self._ledger.overflowed(call.served, plan.estimate, overflow.prompt_tokens)
+        run.refits += 1
+        if plan.history and run.refits <= REFITS and not run.parts:
+            return plan.history // 2
+        if run.parts or not self._ladder.pass_over(call):
+            raise overflow
+        run.refits = 0
+        return None
 
     # ------------------------------------------------------------------------------------------------ during the call
 
@@ -220,7 +206,7 @@ class Assistant:
         cancelled = job.stopped == "cancelled" and run.finish is None
         reply, finish = run.delivered(job.spoken_index) if cancelled else run.reply, run.finish or Finish("stop")
         if job.stopped == "shutdown" and run.finish is None:
-            raise ShuttingDown("The daemon stops; ask again in a moment.")
+            raise ShuttingDown
         if not cancelled and not reply.strip():
             raise ProviderError("The model returned nothing.")
         usage = finish.usage
@@ -247,7 +233,7 @@ class Assistant:
             timing=ending.timing(run, finish),
             context=ContextUse(
                 tokens=usage.prompt_tokens or plan.estimate,
-                limit=plan.request.context_tokens,
+                limit=self._ladder.window(call.rung) if call.rung else plan.request.context_tokens,
                 dropped_turns=conversation.dropped + plan.drop,
             ),
             metadata=job.request.metadata,
@@ -273,19 +259,10 @@ class Assistant:
                 tokens=final.usage.completion_tokens or None,
             ),
         )
-        kept = (*conversation.turns[plan.drop :], *new)
+        kept = (*conversation.turns[plan.forget :], *new)
         cut = window.cut([0] * len(kept), max_turns=settings.memory_max_turns, budget=0)
-        drop = min(plan.drop + cut, len(conversation.turns))
+        drop = min(plan.forget + cut, len(conversation.turns))
         return outcome._replace(turns=kept[cut:][-len(new) :] if cut < len(kept) else (), drop=drop)
-
-
-def _options(settings: Settings, agent: Agent, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge sampling options: the request's over the agent's over the settings'; never more than MAX_TOKENS."""
-    options = {"temperature": settings.temperature, "num_predict": settings.max_tokens}
-    options |= agent.options.model_dump(exclude_none=True)
-    options |= asked
-    options["num_predict"] = min(options["num_predict"], settings.max_tokens)
-    return options
 
 
 def _voice(job: Job, run: Run) -> "Voice":

@@ -159,9 +159,8 @@ class Outcome(NamedTuple):
     """The end of one request, stored as one unit: its terminal event and what the conversation becomes.
 
     `agent` is the one that the request named; with None the conversation keeps the one it has, if any. `turns` are
-    appended after `drop` turns were cut from the front of the history that the turn began with. With `turns` empty and
-    `drop` 0 the conversation stays as it is. `epoch` is that of the Conversation which the turn loaded: when the
-    conversation was cleared after that, only the terminal event is stored.
+    appended after `drop` turns were cut from the front of the history that the turn began with. `epoch` is that of the
+    Conversation which the turn loaded: when the conversation was cleared after that, only the terminal event is stored.
     """
 
     conversation_id: str

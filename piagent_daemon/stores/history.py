@@ -84,13 +84,15 @@ class Histories:
     def commit(self, outcome: Outcome) -> None:
         """Cut and append as `outcome` says, unless the conversation was cleared after the turn had loaded it."""
         name = outcome.conversation_id
-        if outcome.epoch < max(self._cleared_all, self._cleared.get(name, 0)) or not (outcome.turns or outcome.drop):
+        if outcome.epoch < max(self._cleared_all, self._cleared.get(name, 0)):
             return
         history = self._fresh(name)
+        agent = outcome.agent or (history.agent if history else None)
+        if not (outcome.turns or outcome.drop) and agent == (history.agent if history else None):
+            return
         before = decode(history.turns) if history else ()
         turns = before[outcome.drop :] + outcome.turns
         dropped = (history.dropped if history else 0) + min(outcome.drop, len(before))
-        agent = outcome.agent or (history.agent if history else None)
         self._put(name, History(encode(turns), len(turns), dropped, agent, self._clock.monotonic()))
         self._trim()
 
@@ -101,7 +103,7 @@ class Histories:
         if history is None or not turns or turns[-1].role != "assistant" or len(turns[-1].content) != length:
             return
         answer = turns[-1]._replace(content=turns[-1].content[:heard], interrupted=True, tokens=None)
-        self._put(conversation_id, replace(history, turns=encode((*turns[:-1], answer))))
+        self._put(conversation_id, replace(history, turns=encode((*turns[:-1], answer)), used=self._clock.monotonic()))
 
     def clear(self, conversation_id: str | None = None) -> int:
         """Forget one or all; answers that are running now will not be remembered either."""

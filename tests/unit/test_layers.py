@@ -50,6 +50,7 @@ LAYERS = (
         "ladder",
         "loops",
         "cache",
+        "fitting",
         "turn",
         "defaults",
         "scheduler",

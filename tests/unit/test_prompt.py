@@ -18,8 +18,9 @@ GENERAL = Agent("general", "You are a helpful assistant.")
 CLOCK = Agent("clock", "You know the time.", context="It is {{ now.strftime('%H:%M') }}, room {{ context.room }}.")
 
 
-def build(agent: Agent, turns: tuple[Turn, ...] = (), **fields: Any) -> tuple[Message, ...]:
-    return prompt.build(agent, turns, Request(**fields), now=NOW, conversation_id="kitchen")
+def build(agent: Agent, turns: tuple[Turn, ...] = (), now: datetime = NOW, **fields: Any) -> tuple[Message, ...]:
+    request = Request(**fields)
+    return prompt.build(agent, turns, request, prompt.turn_facts(agent, request, now=now, conversation_id="kitchen"))
 
 
 # ------------------------------------------------------------------------------------------------------------ messages
@@ -111,7 +112,7 @@ def test_files_stand_before_the_message_and_are_remembered() -> None:
     request = Request(message="Sum up", files=[File(name="a.txt", text="one\n"), File(name="b\n`c", text="```\ntwo")])
     text = prompt.user_text(request)
     assert text == "File a.txt:\n```\none\n```\n\nFile b `c:\n````\n```\ntwo\n````\n\nSum up"
-    assert prompt.build(GENERAL, (), request, now=NOW, conversation_id="k")[-1].content == text
+    assert prompt.build(GENERAL, (), request)[-1].content == text
 
 
 @settings(deadline=None)
@@ -143,11 +144,10 @@ def test_the_prompt_of_one_turn_begins_the_next(
     first: tuple[str, Any], reply: str, second: tuple[str, Any], agent: Agent
 ) -> None:
     turns: tuple[Turn, ...] = (Turn("user", "Hello", NOW), Turn("assistant", "Hi", NOW))
-    one = Request(message=first[0], context=first[1])
-    before = prompt.build(agent, turns, one, now=NOW, conversation_id="k")
-    turns = (*turns, Turn("user", prompt.user_text(one), NOW), Turn("assistant", reply, NOW))
-    two = Request(message=second[0], context=second[1])
-    after = prompt.build(agent, turns, two, now=NOW + timedelta(minutes=3), conversation_id="k")
+    before = build(agent, turns, message=first[0], context=first[1])
+    said = prompt.user_text(Request(message=first[0], context=first[1]))
+    turns = (*turns, Turn("user", said, NOW), Turn("assistant", reply, NOW))
+    after = build(agent, turns, NOW + timedelta(minutes=3), message=second[0], context=second[1])
     assert after[: len(before) - 1] == before[:-1]
     assert before[-1].content.startswith(after[len(before) - 1].content)
     assert prompt.xml(after).startswith(prompt.xml(before[:-1]))

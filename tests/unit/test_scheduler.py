@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from piagent_daemon.admission import LARGE_WAITING_BYTES
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Accepted, ErrorEvent
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.health import Tally
-from piagent_daemon.scheduler import LARGE_WAITING_BYTES, Scheduler
+from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
@@ -222,6 +223,15 @@ async def test_what_waited_too_long_is_expired(world: World) -> None:
     world.gate.set()
 
 
+async def test_what_waited_too_long_outside_is_expired_also_when_nothing_runs(world: World) -> None:
+    channel = await world.submit("stale", expires_s=5.0, received=world.clock.monotonic() - 6)
+    assert (code(await channel.terminal()), channel.kinds) == ("expired", ["error"])
+    assert code(await (await world.submit("fresh", expires_s=5.0)).terminal()) == "stop"
+    at_once = await world.submit("at once", expires_s=0, received=world.clock.monotonic() - 0.01)
+    assert code(await at_once.terminal()) == "stop"
+    assert [request.messages[-1].content for request in world.provider.asked] == ["fresh", "at once"]
+
+
 async def test_the_same_id_again_is_not_run_twice(world: World) -> None:
     first = await world.submit(id="r1")
     last = await first.terminal()
@@ -372,6 +382,26 @@ async def test_what_comes_in_during_the_drain_is_left_to_the_broker(world: World
     durable = await world.submit("durable")
     assert (durable.abandoned, durable.kinds) == (1, [])
     assert code(await (await world.submit("unkept", durable=False)).terminal()) == "shutting_down"
+
+
+async def test_what_is_on_its_way_in_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, opened = asyncio.Event(), world.store.open
+
+    async def slowly(delivery: Delivery, ticket: Ticket) -> Ticket:
+        await gate.wait()
+        return await opened(delivery, ticket)
+
+    monkeypatch.setattr(world.store, "open", slowly)
+    channel = RecordingChannel()
+    entering = asyncio.create_task(world.scheduler.submit(incoming(durable=False), channel))
+    await asyncio.sleep(0)
+    drain = asyncio.create_task(world.scheduler.drain(5, asyncio.Event()))
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait_for(drain, 5)
+    assert code(await channel.terminal()) == "shutting_down"
+    assert channel.kinds == ["error"]
+    await entering
 
 
 async def test_a_second_signal_ends_the_drain(world: World) -> None:
@@ -536,3 +566,18 @@ async def test_a_defect_in_mid_answer_gives_what_was_said(world: World) -> None:
     last = await (await world.submit()).terminal()
     assert isinstance(last, ErrorEvent)
     assert (last.code, last.partial) == ("internal", "so far")
+
+
+@pytest.mark.parametrize(("stream", "partial"), [(False, ""), ("sentences", "One is it.")])
+async def test_a_defect_tells_only_of_what_went_out(world: World, stream: Any, partial: str) -> None:
+    world.provider.script = lambda _: [Delta("One is it. Two"), ZeroDivisionError()]
+    last = await (await world.submit(stream=stream)).terminal()
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.partial) == ("internal", partial)
+
+
+async def test_an_event_that_cannot_be_made_leaves_no_gap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piagent_daemon.turn.expects_reply", lambda _: object())  # a field that pydantic refuses
+    channel = await world.submit()
+    assert code(await channel.terminal()) == "internal"
+    assert [event.seq for event in channel.events] == list(range(len(channel.events)))

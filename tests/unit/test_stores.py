@@ -116,12 +116,14 @@ async def test_turns_come_back_as_they_were(store: ConversationStore) -> None:
     assert await store.load("kitchen") == Conversation((), 3, "voice")
 
 
-async def test_an_outcome_without_turns_leaves_the_conversation_alone(store: ConversationStore) -> None:
-    await store.commit(outcome(turns=(), agent="voice"))
+async def test_an_outcome_without_turns_keeps_the_turns_and_the_agent_that_was_named(store: ConversationStore) -> None:
+    await store.commit(outcome(turns=(), agent=None))
     assert store.count() == 0
+    await store.commit(outcome(turns=(), agent="voice"))
+    assert await store.load("kitchen") == Conversation((), 0, "voice")
     await store.commit(outcome())
     await store.commit(outcome(turns=(), agent="voice"))
-    assert (await store.load("kitchen")).agent == "general"
+    assert await store.load("kitchen") == Conversation((QUESTION, ANSWER), 0, "voice")
 
 
 async def test_the_newest_answer_can_be_cut_to_what_was_heard(store: ConversationStore) -> None:

@@ -2,21 +2,23 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
+from piagent_daemon import fitting
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options, Sentence
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.job import Job, Stamp
-from piagent_daemon.ladder import Ladder
+from piagent_daemon.ladder import Call, Ladder
 from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Assistant, Config
-from piagent_daemon.values import Delivery, Delta, Finish, Ticket, Turn
+from piagent_daemon.values import ChatRequest, Conversation, Delivery, Delta, Finish, Message, Outcome, Ticket, Turn
 from piagent_daemon.window import Ledger
 from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, answer, incoming, ladder_of
 
@@ -194,6 +196,57 @@ async def test_a_message_too_long_for_one_rung_goes_to_the_next_that_takes_it() 
     assert error(await world.ask(words)).code == "provider_unavailable", "and not that the message is too long"
 
 
+def ladder(world: World, *rungs: Rung) -> None:
+    """Have these rungs answer."""
+    world.ladder = Ladder(rungs, lambda: world.settings, world.clock)
+    world.assistant = Assistant(world.config, world.ladder, world.store, world.ledger, world.clock)
+
+
+async def test_a_message_that_the_server_finds_too_long_goes_to_a_rung_with_more_room(world: World) -> None:
+    small = ScriptedProvider(lambda _: [ContextOverflow("5000 tokens are too many", 5000)], "small")
+    large = ScriptedProvider(name="large")
+    ladder(world, Rung(small, world.clock), Rung(large, world.clock, model="m2", context_tokens=32_768))
+    last = final(await world.ask("Wörter " * 500))
+    assert (last.provider, last.context.limit, len(small.asked)) == ("large", 32_768, 1)
+    large.script = small.script
+    assert error(await world.ask("Wörter " * 500)).code == "context_overflow"
+
+
+@pytest.mark.parametrize(("window", "longest"), [(512, 256), (1024, 512), (2048, 1024)])
+async def test_a_small_window_is_shared_by_prompt_and_answer(world: World, window: int, longest: int) -> None:
+    small = ScriptedProvider(name="small")
+    away = ScriptedProvider(lambda _: [ProviderUnavailable("away")], "away")
+    ladder(world, Rung(away, world.clock), Rung(small, world.clock, model="m2", context_tokens=window))
+    last = final(await world.ask())
+    assert (last.provider, last.context.limit) == ("small", window)
+    assert small.asked[0].options["num_predict"] == longest
+
+
+async def test_work_outside_the_conversations_has_no_place_on_the_ladder(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Call] = []
+    ask = world.ladder.answer
+
+    def listen(request: ChatRequest, call: Call) -> AsyncGenerator[Delta, None]:
+        calls.append(call)
+        return ask(request, call)
+
+    monkeypatch.setattr(world.ladder, "answer", listen)
+    job = world.job()
+    job.messages = (Message("user", "hello"),)
+    await world.run(job)
+    await world.ask()
+    assert [call.conversation_id for call in calls] == ["", "kitchen"]
+
+
+async def test_the_facts_of_a_turn_are_rendered_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.provider.scripts = [lambda _: [ContextOverflow("too long", 9000)]]
+    await world.ask()
+    await world.run(world.job(agent=Agent(name="broken", system="", context="{{ 1 / 0 }}")))
+    assert caplog.text.count("the context template of agent broken failed") == 1
+
+
 async def test_a_passing_failure_is_retried_before_the_first_text(world: World) -> None:
     world.provider.scripts = [
         lambda _: [ProviderUnavailable("busy")],
@@ -293,6 +346,70 @@ async def test_a_message_too_long_for_the_context_is_refused_without_a_call() ->
     last = error(await world.ask("many words " * 300))
     assert (last.code, last.status_code) == ("context_overflow", 413)
     assert world.provider.asked == []
+
+
+@pytest.mark.parametrize("fields", [{"context": "fact " * 790}, {"images": ["aGk="] * 3}])
+async def test_what_a_large_turn_has_no_room_for_is_not_forgotten(fields: dict[str, Any]) -> None:
+    world = World(memory_max_turns=40)
+    world.provider.script = lambda _: answer("ok")
+    for number in range(10):
+        await world.ask(f"question {number} " + "word " * 130)
+    large = final(await world.ask("look", **fields))
+    assert large.context.dropped_turns > 0
+    assert len(await world.turns()) == 22
+    after = final(await world.ask("and now?"))
+    assert (after.context.dropped_turns, len(world.provider.asked[-1].messages)) == (0, 24)
+
+
+async def test_what_does_not_fit_beside_an_ordinary_turn_is_forgotten() -> None:
+    world = World(memory_max_turns=100)
+    world.provider.script = lambda _: answer("ok")
+    for number in range(12):
+        await world.ask(f"question {number} " + "word " * 200)
+    turns = await world.turns()
+    assert len(turns) < 20
+    large = final(await world.ask("look", images=["aGk="] * 3))
+    assert large.context.dropped_turns > 24 - len(turns)
+    assert len(await world.turns()) == len(turns) + 2
+
+
+@pytest.mark.parametrize("pairs", [4, 20, 50])
+async def test_the_prompt_fits_as_it_is_sent(pairs: int) -> None:
+    """Each answer of which nothing was heard, and each word on an interruption, take some room."""
+    world = World(memory_max_turns=100, ctx_tokens=2048, max_tokens=1024)
+    now = world.clock.now()
+    turns = (Turn("user", "stop", now), Turn("assistant", "", now, interrupted=True)) * pairs
+    await world.store.commit(Outcome("kitchen", "x", b"", turns=turns))
+    for words in range(1, 900, 20):
+        plan = fitting.plan(
+            world.job("go " * words),
+            Conversation(turns),
+            "",
+            settings=world.settings,
+            ledger=world.ledger,
+            model="m",
+            context_tokens=2048,
+            most=None,
+        )
+        assert plan.estimate == world.ledger.tokens("m", plan.request.messages) <= 1024
+
+
+@pytest.mark.parametrize("settings", [{"enable_memory": False}, {"memory_max_turns": 1}, {}])
+async def test_the_agent_that_was_named_is_kept_without_turns(settings: dict[str, Any]) -> None:
+    world = World(**settings)
+
+    def named() -> Job:
+        job = world.job()
+        job.request = job.request.model_copy(update={"agent": "voice"})
+        return job
+
+    await world.run(named())
+    assert (await world.store.load("kitchen")).agent == "voice"
+    await world.store.clear("kitchen")
+    world.provider.script = lambda _: [ProviderError("broke")]
+    await world.run(named())
+    await world.ask()
+    assert await world.store.load("kitchen") == Conversation((), 0, "voice", 1)
 
 
 async def test_when_the_server_counts_more_tokens_the_history_is_cut_again(world: World) -> None:

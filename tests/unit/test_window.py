@@ -185,7 +185,8 @@ def reread(max_turns: int, *, clock: bool) -> float:
     for number in range(30):
         request = Request(message=words(40, f"u{number}-"))
         now = NOW.replace(minute=number)
-        messages = prompt.build(agent, turns, request, now=now, conversation_id="k")
+        facts = prompt.turn_facts(agent, request, now=now, conversation_id="k")
+        messages = prompt.build(agent, turns, request, facts)
         tokens = tokenised(messages)
         common = next(
             (at for at, pair in enumerate(zip(cache, tokens, strict=False)) if pair[0] != pair[1]), len(cache)
@@ -213,10 +214,10 @@ def test_the_window_always_has_room_for_the_answer() -> None:
     agent, turns, worst = Agent("general", words(100, "s")), list[Turn](), 0.0
     for number in range(60):
         request = Request(message=words(30, f"question{number}-"))
-        bare = ledger.tokens("m", prompt.build(agent, (), request, now=NOW, conversation_id="k"))
+        bare = ledger.tokens("m", prompt.build(agent, (), request))
         sizes = [ledger.turn("m", turn) for turn in turns]
         turns = turns[cut(sizes, max_turns=1000, budget=room - bare) :]
-        messages = prompt.build(agent, turns, request, now=NOW, conversation_id="k")
+        messages = prompt.build(agent, turns, request)
         real = int(Ledger().tokens("x", messages) * truth)
         if number:
             worst = max(worst, real / room)
