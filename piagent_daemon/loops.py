@@ -17,9 +17,9 @@ CONVERSATIONS: Final = 1000
 
 @dataclass(slots=True)
 class Echo:
-    """The last reply of a conversation, and when texts equal to it came in (monotonic seconds)."""
+    """The hash of a conversation's last reply, and when texts equal to it came in (monotonic seconds)."""
 
-    reply: str = ""
+    reply: int = 0
     heard: deque[float] = field(default_factory=deque)
 
 
@@ -33,14 +33,14 @@ class LoopBreaker:
     def replied(self, conversation_id: str, reply: str) -> None:
         """Note our newest reply."""
         self._echoes[conversation_id] = echo = self._echoes.pop(conversation_id, None) or Echo()
-        echo.reply = reply.strip()
+        echo.reply = hash(reply.strip())
         if len(self._echoes) > CONVERSATIONS:
             self._echoes.popitem(last=False)
 
     def is_echo(self, conversation_id: str, message: str) -> bool:
         """Tell whether `message` must not be answered, because it is our own reply once too often."""
         echo = self._echoes.get(conversation_id)
-        if echo is None or echo.reply != message:
+        if echo is None or echo.reply != hash(message):
             return False
         now = self._clock.monotonic()
         while echo.heard and now - echo.heard[0] > ECHO_WINDOW_S:

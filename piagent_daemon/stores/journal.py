@@ -54,6 +54,7 @@ class Journal:
         self._all: OrderedDict[RequestId, Entry] = OrderedDict()
         self._by_key: dict[str, RequestId] = {}
         self._bytes = 0
+        self._cleared: set[RequestId] = set()
         self.changed: set[RequestId] = set()
 
     def __len__(self) -> int:
@@ -108,14 +109,24 @@ class Journal:
         self._trim()
 
     def clear(self, conversation_id: str | None) -> None:
-        """Forget the replies of one conversation or of all, except those whose window is still open."""
+        """Forget the replies of one conversation or of all, those whose window is still open when it is over."""
+        self._cleared |= {
+            name
+            for name, entry in self._all.items()
+            if conversation_id in (None, name[0]) and (entry.running or entry.terminal is not None)
+        }
+        self._sweep_cleared()
+
+    def _sweep_cleared(self) -> None:
         oldest = self._clock.monotonic() - self._window_s
-        for name, entry in list(self._all.items()):
-            if conversation_id in (None, name[0]) and entry.terminal is not None and entry.changed < oldest:
+        for name in list(self._cleared):
+            entry = self._all[name]
+            if entry.terminal is not None and entry.changed < oldest:
                 self._remove(name)
 
     def sweep(self) -> None:
-        """Forget entries that did not change for a day."""
+        """Forget entries that did not change for a day, and those that were cleared when their window is over."""
+        self._sweep_cleared()
         oldest = self._clock.monotonic() - KEEP_S
         while self._all and next(iter(self._all.values())).changed < oldest:
             self._remove(next(iter(self._all)))
@@ -184,6 +195,7 @@ class Journal:
         if entry is None:
             return
         self._bytes -= entry.size()
+        self._cleared.discard(name)
         if self._by_key.get(entry.key) == name:
             del self._by_key[entry.key]
         self._note(name, entry)

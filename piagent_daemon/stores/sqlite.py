@@ -150,8 +150,8 @@ class SqliteStore:
                 elif self._ledger.changes:
                     await self._write(durable=True)
             except StoreError as error:
-                lost = self._ledger.changes
-                log.error("%d changes are lost: %s: %s", lost, self._path, error)  # noqa: TRY400 it is no defect
+                if lost := self._ledger.changes:
+                    log.error("%d changes are lost: %s: %s", lost, self._path, error)  # noqa: TRY400 it is no defect
             with suppress(StoreError):
                 await self._work(self._database.close)
         self._worker.shutdown(wait=self._stuck is None or self._stuck.done())
@@ -215,7 +215,8 @@ class SqliteStore:
         except Damage as error:
             aside = await self._work(self._database.set_aside)
             self._suspect = None
-            self._damage = f"the memory file was damaged ({error}) and is kept as {aside}; conversations begin anew"
+            now = "is written anew" if self._complete else "begins anew"
+            self._damage = f"the memory file was damaged ({error}) and is kept as {aside}; what is remembered {now}"
             self._damage_told_until = self._clock.monotonic() + self._health_interval_s
             log.error("%s", self._damage)  # noqa: TRY400 the sentence says it all
             return await self._work(self._database.open)

@@ -143,6 +143,19 @@ async def test_the_newest_answer_can_be_cut_to_what_was_heard(store: Conversatio
     assert store.count() == 1
 
 
+async def test_cutting_an_answer_counts_as_use(make: Make, clock: FakeClock) -> None:
+    store = await make(memory_ttl_min=1)
+    await store.commit(outcome("a"))
+    clock.advance(50)
+    await store.commit(outcome("b"))
+    clock.advance(5)
+    await store.shorten("a", len(ANSWER.content), 3)
+    clock.advance(10)
+    assert await store.sweep() == 0
+    clock.advance(46)
+    assert (await store.sweep(), [row.conversation_id for row in await store.conversations()]) == (1, ["a"])
+
+
 async def test_conversations_do_not_leak_into_each_other(store: ConversationStore) -> None:
     hostile = ["kitchen", "Kitchen", "kitchen'; DROP TABLE histories; --", "%s", "..", "ki\0tchen", "küche", "\ud800"]
     for number, name in enumerate(hostile):
@@ -399,6 +412,24 @@ async def test_clear_forgets_replies_whose_window_is_over(make: Make, clock: Fak
     await store.clear("kitchen")
     assert (await store.begin("r1", "kitchen")).terminal is None
     assert (await store.begin("r2", "kitchen")).terminal is not None
+    clock.advance(300)
+    await store.sweep()
+    assert (await store.begin("r2", "kitchen")).terminal is None
+
+
+async def test_a_reply_that_was_made_during_a_clear_goes_with_its_window(make: Make, clock: FakeClock) -> None:
+    store = await make(dedupe_window_s=600)
+    await store.open(BY_ID, Ticket("kitchen", "r1"))
+    await store.begin("r1", "kitchen")
+    await store.clear("kitchen")
+    clock.advance(700)
+    await store.sweep()
+    await store.commit(outcome(request_id="r1"))
+    await store.sweep()
+    assert (await store.begin("r1", "kitchen")).terminal is not None
+    clock.advance(700)
+    await store.sweep()
+    assert not (await store.open(BY_ID, Ticket("kitchen", "r1"))).duplicate
 
 
 async def test_the_journal_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

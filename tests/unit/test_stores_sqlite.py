@@ -266,7 +266,7 @@ async def test_at_most_three_damaged_files_are_kept(machine: Machine) -> None:
     assert sorted(kept) == [b"nonsense 2", b"nonsense 3", b"nonsense 4"]
 
 
-@pytest.mark.parametrize("table", ["states", "notes"])
+@pytest.mark.parametrize("table", ["states", "notes", "requests"])
 async def test_the_file_of_another_program_is_left_alone(machine: Machine, table: str) -> None:
     machine.path.parent.mkdir()
     with sqlite3.connect(machine.path) as connection:
@@ -280,6 +280,28 @@ async def test_the_file_of_another_program_is_left_alone(machine: Machine, table
     assert (await store.load("kitchen")).turns
     await machine.stop()
     assert (machine.path.read_bytes(), machine.path.stat().st_mode) == before
+
+
+async def test_nothing_is_lost_where_there_was_nothing_to_write(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.path.mkdir(parents=True)
+    await machine.process()
+    await machine.stop()
+    assert "are lost" not in caplog.text
+
+
+async def test_damage_that_a_write_finds_loses_nothing(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    store = await machine.process()
+    await store.commit(outcome())
+    with sqlite3.connect(machine.path) as connection:
+        connection.execute("DROP TABLE requests")
+    connection.close()
+    await store.open(Delivery("k", by_id=True, redelivered=False, durable=True), Ticket("kitchen", "r9"))
+    assert "what is remembered is written anew" in (store.problem or "")
+    store = await machine.process()
+    assert (await store.load("kitchen")).turns
+    assert "are lost" not in caplog.text
 
 
 async def test_a_folder_in_place_of_the_file(machine: Machine) -> None:
