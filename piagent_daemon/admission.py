@@ -7,6 +7,7 @@ from typing import Final
 from piagent_daemon.agents import Agent
 from piagent_daemon.errors import Expired, InvalidRequest, PiagentError, ShuttingDown, UnknownAgent
 from piagent_daemon.job import Job
+from piagent_daemon.setting_types import allows
 from piagent_daemon.turn import Config
 
 LARGE_BYTES: Final = 65_536
@@ -19,8 +20,9 @@ def refusal(job: Job, config: Config, waited_s: float, *, draining: bool) -> Pia
     settings, asked = config.settings, job.request.agent
     if asked is not None and asked not in config.agents:
         return UnknownAgent(f'There is no agent "{asked[:64]}". Known: {", ".join(sorted(config.agents))}.')
-    if settings.models_allowed and job.model and job.model not in settings.models_allowed:
-        return InvalidRequest(f'The model "{job.model[:128]}" is not in MODELS_ALLOWED.')
+    named = job.model if job.alone else job.request.model  # those of the settings and agents are their owner's choice
+    if named and not allows(settings.models_allowed, named):
+        return InvalidRequest(f'The model "{named[:128]}" is not in MODELS_ALLOWED.')
     if job.request.files and settings.files_dir is None and any(file.path for file in job.request.files):
         return InvalidRequest("Files by path are refused: FILES_DIR is not set.")
     if job.request.expires_s and waited_s >= job.request.expires_s:  # with 0 it is answered if that can be at once

@@ -1,6 +1,7 @@
 """What a single setting may hold: types with their checks, and messages that say what is wanted."""
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator
@@ -20,6 +21,15 @@ def secrets_in_address(address: str) -> tuple[str, ...]:
     """Return what no log line may show of an address, if there is any: user and password together, and the password."""
     found = _USERINFO.match(address.strip())
     return tuple(filter(None, (found[2], found[2].partition(":")[2]))) if found else ()
+
+
+def allows(allowed: Collection[str], model: str) -> bool:
+    """Tell whether MODELS_ALLOWED has a model, with or without `:latest`; when it is empty, it allows all."""
+    return not allowed or _tagged(model) in map(_tagged, allowed)
+
+
+def _tagged(model: str) -> str:
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
 
 
 def _split(value: Any) -> Any:

@@ -163,6 +163,20 @@ async def test_models_outside_the_list_are_refused() -> None:
     assert code(await (await world.submit()).terminal()) == "stop"
 
 
+async def test_the_list_of_models_is_for_those_that_a_request_names() -> None:
+    world = World(models_allowed=("tiny",))
+    assert code(await (await world.submit()).terminal()) == "stop"
+    assert code(await (await world.submit(agent="voice")).terminal()) == "stop"
+    assert code(await (await world.submit(model="tiny:latest")).terminal()) == "stop"
+    assert code(await (await world.submit(model="qwen2.5:3b-instruct")).terminal()) == "invalid_request"
+
+
+async def test_no_whole_reply_is_kept_to_notice_loops(world: World) -> None:
+    world.provider.script = lambda _: answer("I am an echo")
+    await (await world.submit()).terminal()
+    assert "echo" not in repr(world.scheduler._loops._echoes)
+
+
 async def test_cancel_stops_what_runs_and_drops_what_waits(world: World) -> None:
     world.hold()
     channels = [await world.submit(f"q{number}") for number in range(3)]

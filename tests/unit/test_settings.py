@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 
 from piagent_daemon import sources
 from piagent_daemon.errors import ConfigError
-from piagent_daemon.setting_types import secrets_in_address
+from piagent_daemon.setting_types import allows, secrets_in_address
 from piagent_daemon.settings import (
     Loaded,
     Settings,
@@ -412,6 +412,21 @@ def test_no_address_shows_its_password(address: str, shown: str) -> None:
     secrets = secrets_in_address(address)
     assert bool(secrets) == ("@" in address)
     assert CANARY not in address or any(secret.startswith(CANARY) for secret in secrets)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "model", "allows_it"),
+    [
+        ((), "any", True),
+        (("a",), "a", True),
+        (("a",), "a:latest", True),
+        (("a:latest",), "a", True),
+        (("a",), "a:1b", False),
+        (("host:5000/me/a",), "host:5000/me/a:latest", True),
+    ],
+)
+def test_a_model_is_the_same_with_latest(allowed: tuple[str, ...], model: str, allows_it: bool) -> None:
+    assert allows(allowed, model) is allows_it
 
 
 def test_a_user_name_with_an_at_is_shown() -> None:
