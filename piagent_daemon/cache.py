@@ -40,7 +40,10 @@ class AnswerCache:
         self._size = 0
 
     def chat(self, request: ChatRequest, ttl_s: float) -> AsyncGenerator[Delta, None]:
-        """Stream an answer of the model, or again that of an equal request which is at most `ttl_s` seconds old."""
+        """Return the answer to an equal request, if one is kept still, else the model's, kept for `ttl_s` seconds.
+
+        Only repeatable requests have one (see `is_repeatable`). With `ttl_s` 0 nothing is kept any more.
+        """
         if not ttl_s:
             self._answers.clear()
             self._size = 0

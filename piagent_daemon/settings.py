@@ -114,7 +114,7 @@ class Settings(BaseModel):
         500, "most conversations remembered; the least recently used goes", ge=1, le=1_000_000
     )
     memory_url: kind.MemoryUrl = _set(
-        "memory:", "sqlite:///var/lib/piagent/memory.db keeps conversations over restarts"
+        "memory:", "sqlite:///var/lib/piagent/memory.db keeps conversations, and what became of requests, over restarts"
     )
     max_concurrent: int = _set(1, "conversations answered side by side", ge=1, le=1000)
     max_waiting: int = _set(100, "requests that may wait; one more is told busy", ge=0, le=MAX_INFLIGHT)
