@@ -410,12 +410,13 @@ async def test_what_is_on_its_way_in_is_waited_for(world: World, monkeypatch: py
     entering = asyncio.create_task(world.scheduler.submit(incoming(durable=False), channel))
     await asyncio.sleep(0)
     drain = asyncio.create_task(world.scheduler.drain(5, asyncio.Event()))
-    await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not drain.done()
     gate.set()
     await asyncio.wait_for(drain, 5)
+    assert (channel.kinds, entering.done()) == (["error"], True)
     assert code(await channel.terminal()) == "shutting_down"
-    assert channel.kinds == ["error"]
-    await entering
 
 
 async def test_a_second_signal_ends_the_drain(world: World) -> None:

@@ -429,7 +429,7 @@ async def test_a_reply_that_was_made_during_a_clear_goes_with_its_window(make: M
     assert (await store.begin("r1", "kitchen")).terminal is not None
     clock.advance(700)
     await store.sweep()
-    assert not (await store.open(BY_ID, Ticket("kitchen", "r1"))).duplicate
+    assert (await store.begin("r1", "kitchen")).terminal is None
 
 
 async def test_the_journal_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
