@@ -68,8 +68,8 @@ class Job:
     sentence_ends: tuple[int, ...] = ()
     messages: tuple[Message, ...] | None = None
     work: "Callable[[Job], AsyncGenerator[Event, None]] | None" = None
-    partial: Callable[[], str] = field(default=str, repr=False)
-    """Returns the text that went out so far."""
+    partial: str = field(default="", repr=False)
+    """The text that had gone out when the attempt ended."""
     filled: bool = False
     """The agent's filler was said while it waited."""
     alarms: list[asyncio.TimerHandle] = field(default_factory=list, repr=False)

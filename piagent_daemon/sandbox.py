@@ -68,8 +68,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Calculate, if the result is of a bounded size."""
         if operator == "%" and isinstance(left, str):
             _check_widths(_WIDE_PERCENT, left.replace("%%", ""))
-        elif operator == "**" or hasattr(left, "__len__") or hasattr(right, "__len__"):
+        elif operator == "**":
             _check(left, right)
+        elif operator == "*" and hasattr(left, "__len__") != hasattr(right, "__len__"):
+            _check(_size(left) * _size(right))
         return super().call_binop(context, operator, left, right)
 
 
@@ -101,6 +103,10 @@ def _careful_format(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(value, *args, **kwargs)
 
     return careful
+
+
+def _size(value: Any) -> Any:
+    return len(value) if hasattr(value, "__len__") else value
 
 
 def _check(*values: Any) -> None:

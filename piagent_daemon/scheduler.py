@@ -294,7 +294,7 @@ class Scheduler:
         self._start_errand(self._refuse(job, why))
 
     async def _refuse(self, job: Job, why: PiagentError) -> None:
-        await self._end(job, job.failure(why, job.partial()))
+        await self._end(job, job.failure(why, job.partial))
 
     async def _end(self, job: Job, event: ErrorEvent | FinalEvent) -> None:
         """Give a request the terminal event that no answer gives it."""

@@ -65,7 +65,6 @@ class Assistant:
         Raises only what is a defect: every foreseen failure is an `error` event.
         """
         run = Run(asyncio.get_running_loop().time(), max(0.0, self._clock.monotonic() - job.received))
-        job.partial = run.partial
         try:
             async with aclosing(self._events(job, run)) as events:
                 async for event in events:
@@ -77,6 +76,8 @@ class Assistant:
                     Outcome(job.conversation_id, job.request_id, failure.encode(), job.request.agent, epoch=run.epoch)
                 )
             yield failure
+        finally:
+            job.partial = run.partial()
 
     async def _events(self, job: Job, run: Run) -> AsyncGenerator[Event, None]:
         settings = self._config.settings

@@ -280,6 +280,7 @@ def test_a_template_that_fails_says_so(source: str) -> None:
         "{% set ns = namespace(x='ab') %}{% for i in x %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{{ 'x' * 5000000000 }}",
         "{{ 5000000000 * [1] }}",
+        "{{ 'x' * 1000 * 1000 * 1000 * 1000 }}",
         "{{ 9 ** 9 ** 9 }}",
         "{{ 'x' | center(10000000000) }}",
         "{{ 'x' | center(width=10000000000) }}",
