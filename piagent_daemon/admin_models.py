@@ -12,6 +12,7 @@ from piagent_daemon.admin_method import Long, takes
 from piagent_daemon.contract import Noun
 from piagent_daemon.errors import InvalidRequest, ModelNotFound, PiagentError
 from piagent_daemon.rung import Rung
+from piagent_daemon.setting_types import allows
 from piagent_daemon.values import ModelInfo
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f]{1,256}$")]
@@ -117,7 +118,7 @@ async def reload(parts: Parts, params: SomeModel) -> Any:
     settings = parts.config.settings
     rung = parts.ladder.named(params.provider)
     model = params.model or parts.ladder.general(rung.name)
-    if settings.models_allowed and model not in settings.models_allowed:
+    if not allows(settings.models_allowed, model):
         raise InvalidRequest(f'The model "{model[:128]}" is not in MODELS_ALLOWED.')
     await parts.warmup.reload(rung, model)
     return {"model": model}

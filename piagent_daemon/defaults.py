@@ -15,6 +15,7 @@ from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Defaults, SetDefaults
 from piagent_daemon.errors import InvalidRequest, PiagentError, UnknownAgent
 from piagent_daemon.ports import ConversationStore
+from piagent_daemon.setting_types import allows
 from piagent_daemon.settings import Settings
 from piagent_daemon.turn import Config
 
@@ -105,7 +106,7 @@ class Chooser:
 def _check(wanted: SetDefaults, settings: Settings, agents: Mapping[str, Agent]) -> None:
     if wanted.agent is not None and wanted.agent not in agents:
         raise UnknownAgent(f'There is no agent "{wanted.agent[:64]}". Known: {", ".join(sorted(agents))}.')
-    if wanted.model is not None and settings.models_allowed and wanted.model not in settings.models_allowed:
+    if wanted.model is not None and not allows(settings.models_allowed, wanted.model):
         raise InvalidRequest(f'The model "{wanted.model[:128]}" is not in MODELS_ALLOWED.')
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from piagent_daemon.errors import ModelNotFound
 from piagent_daemon.ports import Provider
+from piagent_daemon.setting_types import allows
 
 MAX_ASKED: Final = 12
 """So many models are asked for their capabilities one by one, where the list does not tell."""
@@ -12,11 +13,6 @@ NEEDS: Final = {
     "vision": "can look at images: bring one (with Ollama: `ollama pull qwen2.5vl:3b`)",
     "embedding": "makes embeddings: bring one (with Ollama: `ollama pull nomic-embed-text`)",
 }
-
-
-def plain(model: str) -> str:
-    """Return a model's name without the tag that Ollama adds to a name without one."""
-    return model.removesuffix(":latest")
 
 
 async def capable(
@@ -35,9 +31,8 @@ async def capable(
         known = frozenset({"none"})
     if not known or capability in known:
         return first
-    names = {plain(name) for name in allowed}
-    others = [] if only else [model for model in await provider.models() if plain(model.name) != plain(first)]
-    others = [model for model in others if not names or plain(model.name) in names]
+    others = [] if only else [model for model in await provider.models() if not allows((first,), model.name)]
+    others = [model for model in others if allows(allowed, model.name)]
     for model in others:
         if capability in model.capabilities:
             return model.name

@@ -1,8 +1,8 @@
 """Jinja2 for prompt files: sandboxed, and bounded in what it may do.
 
 A template runs inside the event loop, so it must come to an end soon whatever a request has as `context`, and whatever
-mistake is in it. So there are no functions, macros and blocks, hence no recursion; the rounds of all loops are counted;
-and what makes much out of little (`*`, `|center`, `'%9999d'`) takes small numbers only.
+mistake is in it. So there are no macros and blocks, hence no recursion, and no function but `range`; the rounds of all
+loops are counted; and what makes much out of little (`*`, `|center`, `'%9999d'`) takes small numbers only.
 
 Source: https://jinja.palletsprojects.com/en/stable/sandbox/
 """
@@ -37,7 +37,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, *, strict: bool) -> None:
         super().__init__(undefined=StrictUndefined if strict else ChainableUndefined)
-        self.globals.clear()
+        self.globals.clear()  # `namespace` above all: with it a loop can double a text
+        self.globals["range"] = _range
         # A prompt must be the same at each start: the model server keeps what it has read of it.
         del self.filters["random"]
         self.filters |= {name: _careful(self.filters[name]) for name in _REPEATING}
@@ -73,6 +74,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "*" and hasattr(left, "__len__") != hasattr(right, "__len__"):
             _check(_size(left) * _size(right))
         return super().call_binop(context, operator, left, right)
+
+
+def _range(*bounds: int) -> range:
+    found = range(*bounds)
+    _check(len(found))
+    return found
 
 
 @pass_context

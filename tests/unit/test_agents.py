@@ -272,7 +272,8 @@ def test_a_template_that_fails_says_so(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "{% for i in range(9) %}{% endfor %}",
+        "{% for i in range(1001) %}{% endfor %}",
+        "{% for i in range(999) %}{% for j in range(999) %}{% endfor %}{% endfor %}",
         "{% for a in x %}{% for b in x %}{% for c in x %}{% endfor %}{% endfor %}{% endfor %}",
         "{% for a in x recursive %}{{ loop(x) }}{{ loop(x) }}{% endfor %}",
         "{% macro f(n) %}{{ f(n - 1) }}{{ f(n - 1) }}{% endmacro %}{{ f(60) }}",
@@ -311,6 +312,7 @@ def test_no_template_takes_all_the_time_or_memory(source: str) -> None:
     ("source", "text"),
     [
         ("{% for key, value in context.items() %}{{ loop.index }}/{{ loop.length }} {% endfor %}", "1/2 2/2"),
+        ("{% for i in range(2, 8, 3) %}{{ i }} {% endfor %}", "2 5"),
         ("{{ '%.1f %% of 2026' | format(context.n) }} {{ '%5.2f' % context.n }}", "20000.0 % of 2026 20000.00"),
         ("{{ '{:.1f} in 2026: {}'.format(context.n, 20000) }}", "20000.0 in 2026: 20000"),
         ("{{ context.get('lux', 20000) * 2 }} {{ 2**10 }}", "40000 1024"),

@@ -353,6 +353,30 @@ async def test_only_allowed_models_take_another_s_place() -> None:
         await house.ask(messages=SEEN)
 
 
+async def test_a_model_is_allowed_with_and_without_its_tag() -> None:
+    house = House("a", models_allowed=(GENERAL, "llava"))
+    house.providers["a"].abilities = {GENERAL: frozenset({"completion"}), "llava:latest": frozenset({"vision"})}
+    call = house.call()
+    assert await house.ask(call=call, messages=SEEN) == "from a"
+    assert call.served == "llava:latest"
+
+
+async def test_an_embedding_model_is_found_also_where_the_general_one_is_missing() -> None:
+    house = House("a")
+    house.providers["a"].abilities = {"nomic": frozenset({"embedding"})}
+    missing = house.providers["a"].capabilities
+
+    async def capabilities(model: str) -> frozenset[str]:
+        if model in {GENERAL, "other"}:
+            raise ModelNotFound(f"there is no {model}")
+        return await missing(model)
+
+    house.providers["a"].capabilities = capabilities  # type: ignore[method-assign]
+    assert await house.ladder._embedder(None) == (house.ladder.known["a"], "nomic")
+    with pytest.raises(ModelNotFound, match="there is no other"):
+        await house.ladder._embedder("other")
+
+
 async def test_what_is_not_known_of_a_model_is_tried() -> None:
     provider = ScriptedProvider()
     provider.abilities = {"m": frozenset()}
