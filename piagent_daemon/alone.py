@@ -129,5 +129,5 @@ def _cancel(task: asyncio.Task[None]) -> None:
 
 def _stopped(job: Job) -> PiagentError:
     if job.stopped == "shutdown":
-        return ShuttingDown("The daemon stops; ask again in a moment.")
+        return ShuttingDown()
     return Cancelled("The request was cancelled.")

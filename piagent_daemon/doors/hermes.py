@@ -157,7 +157,7 @@ class HermesDoor:
 
     def _request(self, asked: words.Question) -> Request:
         if self._closed:
-            raise ShuttingDown("The daemon stops; ask again in a moment.")
+            raise ShuttingDown
         request = Request(
             message=asked.text,
             agent=self._settings.voice_agent,
