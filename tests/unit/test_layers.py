@@ -21,6 +21,7 @@ LAYERS = (
         "abbreviations",
         "apologies",
         "boundaries",
+        "markup",
         "wire",
         "files",
         "images",

@@ -169,7 +169,58 @@ MARKUP: list[Case] = [
     ("😀 👍", []),
     ("✅ Done. ☀️ Sunny.", ["Done.", "Sunny."]),
 ]  # fmt: skip
-CASES = [*ENGLISH, *HOURS_OF_THE_DAY, *GERMAN, *FRENCH, *SPANISH, *CHINESE, *JAPANESE, *OTHERS, *ENTITIES, *MARKUP]
+CODE: list[Case] = [
+    ("1. ```bash\n   sudo apt update\n   ```\n2. Then reboot.\n\nThat is all.", ["2. Then reboot.", "That is all."]),
+    ("- ```bash\n  ls -la\n  ```\n- Next step.\n\nDone now.", ["Next step.", "Done now."]),
+    ("Run this: ```\nls -la\n```\nThen reboot. It works.", ["Run this:", "Then reboot.", "It works."]),
+    ("Run this: ```sh\nls\nls``` and reboot. It works.", ["Run this:", "and reboot.", "It works."]),
+    ("> ```\n> secret code\n> ```", []),
+    ("> ```\n> secret code\n\nNot secret.", ["Not secret."]),
+    ("> | a | b |\n> |---|---|\n> | 1 | 2 |\n\nAfter.", ["After."]),
+    ("Ok.\n```py\nx. y\n```.\nAfter it.", ["Ok.", "After it."]),
+    ("Eingeben: ```sudo apt. update```. Fertig.", ["Eingeben: sudo apt. update.", "Fertig."]),
+    ("Use ``a.b`` and ```c. d``` here. Ok.", ["Use a.b and c. d here.", "Ok."]),
+    ("Type this:\n\n    sudo reboot. now\n\n    ls\n\nDone.", ["Type this:", "Done."]),
+    ("1. Type this:\n\n    Then wait. Ok.\n\nDone.", ["1. Type this:", "Then wait.", "Ok.", "Done."]),
+    ("Ok.\n\n[1]: https://x.y \"Title\"\n[^2]: What it. says\n\n[Bob]: Hello.", ["Ok.", "[Bob]: Hello."]),
+    ("<Think>He. asks</THINK>Hello. You.", ["Hello.", "You."]),
+]  # fmt: skip
+PIPES: list[Case] = [
+    ("Sure. |x| is the absolute value of x.", ["Sure.", "|x| is the absolute value of x."]),
+    ("`|` is the pipe operator in a shell. It joins commands.",
+     ["| is the pipe operator in a shell.", "It joins commands."]),
+    ("**|x|** is the absolute value. It is never negative.", ["|x| is the absolute value.", "It is never negative."]),
+    ("|x| is the absolute value. It is positive.", ["|x| is the absolute value.", "It is positive."]),
+    ("Hm. `|` joins commands. `>` writes to a file. `#` begins a comment. `-` too.",
+     ["Hm.", "| joins commands.", "> writes to a file.", "# begins a comment.", "- too."]),
+    ("| a | b |\n| 1 | 2 |\nDone.", ["Done."]),
+]  # fmt: skip
+FORMULAS: list[Case] = [
+    ("So: \\[ x = \\frac{-b}{2a} \\] gives it. Ok.", ["So: gives it.", "Ok."]),
+    ("\\[x = 5\\]\n\nThat is it.", ["That is it."]),
+    ("$$\n\\int_0^1 x^2 dx.\n$$\nSo it is. One third.", ["So it is.", "One third."]),
+    ("The area is $$A = \\pi r^2$$ of it. Ok.", ["The area is of it.", "Ok."]),
+    ("A $$ restaurant. Good.\n\nIt is $$.", ["A $$ restaurant.", "Good.", "It is $$."]),
+    ("It is \\boxed{42}. \\text{Done}.", ["It is 42.", "Done."]),
+    ("$x_1 \\cdot y_2$ is it. And \\(a^2 \\times b\\) too.", ["x1 × y2 is it.", "And a² × b too."]),
+    ("Say $5 and $10. Or 5$.", ["Say $5 and $10.", "Or 5$."]),
+    ("x = a*b + c*d so 2*(3+4) is 14. *N*ot **b*a*d**. Ok.",
+     ["x = a × b + c × d so 2 × (3+4) is 14.", "Not bad.", "Ok."]),
+]  # fmt: skip
+PAUSES: list[Case] = [
+    ("– Milch\n– Eier", ["Milch.", "Eier"]),
+    ("● One\n● Two", ["One.", "Two"]),
+    ("1.打开灯\n2.关窗", ["1.打开灯。", "2.关窗"]),
+    ("1、打开灯\n2、关窗", ["1、打开灯。", "2、关窗"]),
+    ("a) foo\nb) bar", ["a) foo.", "b) bar"]),
+    ("(1) foo\n(2) bar", ["(1) foo.", "(2) bar"]),
+    ("one  \ntwo", ["one.", "two"]),
+    ("- りんご\n- バナナ", ["りんご。", "バナナ"]),
+]
+CASES = [
+    *(*ENGLISH, *HOURS_OF_THE_DAY, *GERMAN, *FRENCH, *SPANISH, *CHINESE, *JAPANESE, *OTHERS, *ENTITIES, *MARKUP),
+    *(*CODE, *PIPES, *FORMULAS, *PAUSES),
+]
 
 
 def spoken(pieces: Iterable[str]) -> list[str]:
