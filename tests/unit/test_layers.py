@@ -30,6 +30,7 @@ LAYERS = (
         "window",
         "sentences",
         "speech",
+        "stops",
         "backoff",
         "waiting",
         "discovery",

@@ -217,9 +217,52 @@ PAUSES: list[Case] = [
     ("one  \ntwo", ["one.", "two"]),
     ("- りんご\n- バナナ", ["りんご。", "バナナ"]),
 ]
+NUMBERS: list[Case] = [
+    ("Du kannst z. B. 20 Minuten warten.", ["Du kannst z. B. 20 Minuten warten."]),
+    ("Nimm d. h. 2 Tassen u. a. 3 Eier.", ["Nimm d. h. 2 Tassen u. a. 3 Eier."]),
+    ("P. ex. 30 minutes. Bon.", ["P. ex. 30 minutes.", "Bon."]),
+    ("Er starb 44 v. Chr. in Rom. Dann kam 14 n. Chr. Danach.",
+     ["Er starb 44 v. Chr. in Rom.", "Dann kam 14 n. Chr.", "Danach."]),
+    ("The result of 10 - 3 is 7. Ok.", ["The result of 10 - 3 is 7.", "Ok."]),
+    ("Die Formel lautet x - 5 = 3. Ok.", ["Die Formel lautet x - 5 = 3.", "Ok."]),
+    ("Geöffnet ist von 9 – 18 Uhr. Ok.", ["Geöffnet ist von 9 – 18 Uhr.", "Ok."]),
+    ("He walked there on July 20, 1969, at night.", ["He walked there on July 20, 1969,", "at night."]),
+    ("现在是下午3：30。天气很好。", ["现在是下午3：30。", "天气很好。"]),
+    ("人口约1，400万。面积很大。", ["人口约1，400万。", "面积很大。"]),
+    ("Ja. Am 1. und 2. Weihnachtstag. Ihre 3. Frage. Meine 2. Idee. In seiner 3. Amtszeit.",
+     ["Ja.", "Am 1. und 2. Weihnachtstag.", "Ihre 3. Frage.", "Meine 2. Idee.", "In seiner 3. Amtszeit."]),
+    ("Ok. So spielt 1. FC Bayern. Morgen ist der 22. Ok.",
+     ["Ok.", "So spielt 1. FC Bayern.", "Morgen ist der 22.", "Ok."]),
+    ("Ollama runs on localhost:11434. Ok.", ["Ollama runs on localhost:11434.", "Ok."]),
+    ("Use the module std::string here. Ok.", ["Use the module std::string here.", "Ok."]),
+]  # fmt: skip
+ABBREVIATIONS: list[Case] = [
+    ("See you on Wed. Jan. 5 or Sat. 5 Jan. at 8. Ok.", ["See you on Wed. Jan. 5 or Sat. 5 Jan. at 8.", "Ok."]),
+    ("Auf: Sa. 10–14 Uhr. So.", ["Auf: Sa. 10–14 Uhr.", "So."]),
+    ("Es el lun. 5 y máx. 30 o mín. 12. Ya.", ["Es el lun. 5 y máx. 30 o mín. 12.", "Ya."]),
+    ("Le 5 avr. 2025. Tél. 01 42. Oui. MM. Dupont. M. Le Pen.",
+     ["Le 5 avr. 2025.", "Tél. 01 42.", "Oui.", "MM. Dupont.", "M. Le Pen."]),
+    ("Add 8 oz. Philadelphia. It is 9 lbs. Then mix.", ["Add 8 oz. Philadelphia.", "It is 9 lbs.", "Then mix."]),
+    ("I am 5 ft. 10 in. tall. Ok.", ["I am 5 ft. 10 in. tall.", "Ok."]),
+    ("Nimm 2 EL. Zucker. Es sind 3 Std. Fahrt.", ["Nimm 2 EL. Zucker.", "Es sind 3 Std. Fahrt."]),
+    ("El Ing. López y la Lic. Pérez. Ya.", ["El Ing. López y la Lic. Pérez.", "Ya."]),
+    ("Hi. Lt. Col. Smith and Rep. Low of Ft. Worth. Ok.",
+     ["Hi.", "Lt. Col. Smith and Rep. Low of Ft. Worth.", "Ok."]),
+    ("See Vol. II and Fig. A here. Ok.", ["See Vol. II and Fig. A here.", "Ok."]),
+    ("Siehe Abschn. 4 und Bsp. 3. Gut.", ["Siehe Abschn. 4 und Bsp. 3.", "Gut."]),
+    ("Ja. Dipl.-Ing. Max und Dr. med. Eva. Gut.", ["Ja.", "Dipl.-Ing. Max und Dr. med. Eva.", "Gut."]),
+    ("See the sun. Look at the vol. Then go.", ["See the sun.", "Look at the vol.", "Then go."]),
+]  # fmt: skip
+ADDRESSES: list[Case] = [
+    ("See https://x.y/Foo_(bar). The page is it.", ["See a link.", "The page is it."]),
+    ("See (https://x.y/z). The page is it.", ["See (a link).", "The page is it."]),
+    ("See https://x.y/. The page is it.", ["See a link.", "The page is it."]),
+    ("See github.com/foo. The page and/or me.", ["See a link.", "The page and/or me."]),
+    ("Mein Tipp: https://a.de", ["Mein Tipp: ein Link"]),
+]
 CASES = [
     *(*ENGLISH, *HOURS_OF_THE_DAY, *GERMAN, *FRENCH, *SPANISH, *CHINESE, *JAPANESE, *OTHERS, *ENTITIES, *MARKUP),
-    *(*CODE, *PIPES, *FORMULAS, *PAUSES),
+    *(*CODE, *PIPES, *FORMULAS, *PAUSES, *NUMBERS, *ABBREVIATIONS, *ADDRESSES),
 ]
 
 
@@ -250,7 +293,7 @@ def test_hard_cases(text: str, sentences: list[str]) -> None:
 
 @pytest.mark.parametrize(("text", "sentences"), CASES, ids=[text[:40] for text, _ in CASES])
 def test_hard_cases_from_a_slow_model(text: str, sentences: list[str]) -> None:
-    if "Home.Assistant" in text:
+    if "Home.Assistant" in text or "github.com" in text:
         pytest.skip("a long name with a stop in it, part by part, cannot be told from the end of a sentence")
     splitter, said = Splitter(), []
     for token in re.findall(r"\s*\w+|\s*[^\s\w]+|\s+", text):
@@ -360,7 +403,6 @@ def test_it_is_what_speech_says(text: str, _sentences: list[str]) -> None:
         ("今天天气很好，", "今天天气很好，"),
         ("はい。", "はい。"),
         ("Unfortunately,", "Unfortunately,"),
-        ("Here is what I found:", "Here is what I found:"),
         ("Bonjour !", "Bonjour !"),
     ],
 )  # fmt: skip
@@ -378,7 +420,8 @@ def test_the_first_sentence_goes_out_with_its_last_character(text: str, first: s
     "text",
     ["It is 3.", "Dr.", "See e.g.", "At 5 p.m.", "No.", "J.", "The U.S.", "He said \"No.", "(It is.", "Sure,",
      "It costs 1000000000,", "Go to https:", "Ludwig XIV.", "a | b.", "`x.", "1.", "- ", "Hauptstr.",
-     "On Sat.", "Add 2 tbsp.", "Am Mo.", "Visit www.", "The temp.", "Am Hbf.", "The appt.", "por la Avda."],
+     "On Sat.", "Add 2 tbsp.", "Am Mo.", "Visit www.", "The temp.", "Am Hbf.", "The appt.", "por la Avda.",
+     "It is on localhost:", "Use the type std:", "Here is what I found:"],
 )  # fmt: skip
 def test_nothing_is_hurried_that_may_go_on(text: str) -> None:
     splitter = Splitter()
