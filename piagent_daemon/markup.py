@@ -12,6 +12,7 @@ HEAD: Final = 300
 """A line must have said what it is after so many characters."""
 SPAN: Final = 2000
 """How far the end of a formula is looked for, in characters."""
+LONGEST_FENCE: Final = 8
 INDENT: Final = 4
 DEEPEST: Final = 2 * INDENT
 """White space before a line is not counted any further."""
@@ -20,7 +21,6 @@ _TAGS: Final = ("<think>", "<thinking>", "<reasoning>", "<!--", "</think>", "</t
 _TAG: Final = re.compile(r"<(?:(/?)(think|thinking|reasoning)>|!--)", re.IGNORECASE | re.ASCII)
 _SPECIAL: Final = re.compile(r"<(?=[/!trTR]|\Z)|`{3,}|`{1,2}\Z|\$\$|\$\Z|\\\[|\\\Z")
 _LONGEST_CLOSING: Final = len("</reasoning>")
-_CODE_END: Final = re.compile(r"`{3,}|\n")
 _FORMULA_ENDS: Final = {
     "$$": re.compile(r"\$\$|\n[ \t]*\n"),
     "\\[": re.compile(r"\\\]|\n[ \t]*\n"),
@@ -161,12 +161,13 @@ class Reader:
     def _loose_code(self, *, last: bool) -> bool:
         """Leave out code that begins behind the text of a line; what is closed in its line is a word of the text."""
         run = len(self._held) - len(self._held.lstrip("`"))
-        found = _CODE_END.search(self._held, run, SPAN)
-        if found and found[0] != "\n":
-            self._pass_on(found.end())
-        elif found or last or len(self._held) >= SPAN:
+        fence = "`" * min(run, LONGEST_FENCE)
+        close, newline = self._held.find(fence, run, SPAN), self._held.find("\n", run, SPAN)
+        if close >= 0 and not 0 <= newline < close:
+            self._pass_on(close + len(fence))
+        elif newline >= 0 or last or len(self._held) >= SPAN:
             self._listener.end()
-            self._until, self._held = "```", self._held[run:]
+            self._until, self._held = fence, self._held[run:]
         else:
             return False
         return True

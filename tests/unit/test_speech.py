@@ -38,6 +38,17 @@ from piagent_daemon.speech import cleaned, expects_reply, speakable
         ("<|im_start|>Hello<|im_end|> <b>you</b><!-- no -->", "Hello you"),
         ("Done 😀👨‍👩‍👧 🇩🇪! 1️⃣ ☀️ ✅", "Done ! 1"),
         ("\\*not\\* emphasis \\#", "not emphasis #"),
+        ("one  \ntwo", "one. two"),
+        (
+            "10 * x + 2 * (a * b), (1) * 2, the * key, a *b* c, 3*x",
+            "10 × x + 2 × (a × b), (1) × 2, the key, a b c, 3 × x",
+        ),
+        ("See **https://x.y/Foo_(bar)**. Or github.com/foo/.", "See a link. Or a link."),
+        ("$\\frac{1}{2}$ and $x^{10} \\le 5$ cost $5 or 10$", "1 / 2 and x^10 ≤ 5 cost $5 or 10$"),
+        ("\\[ never closed", "[ never closed"),
+        ("    Not code.\n\n    Code.", "Not code."),
+        ("<!-- a --> b --> c", "b --> c"),
+        ("``x`` and ```` ``` ```` too", "x and too"),
         ("نعم، می‌خواهم क्‍ष 東京は晴れです。", "نعم، می‌خواهم क्‍ष 東京は晴れです。"),
     ],
 )
@@ -62,7 +73,24 @@ def test_a_statement_does_not(text: str) -> None:
     assert not expects_reply(text)
 
 
-WORDS = ["```", "<think>", "</think>", "<!--", "-->", "https://", "www.", "x.y", "[a](b)", "**", "hm", "<b>"]
+WORDS = [
+    "```",
+    "<think>",
+    "</think>",
+    "<!--",
+    "-->",
+    "https://",
+    "www.",
+    "x.y",
+    "[a](b)",
+    "**",
+    "hm",
+    "<b>",
+    "$$",
+    "$a_b$",
+    "\\[ ",
+    "\\]",
+]
 LINES = ["\n", "```\n", "| a |\n", "|-|-|\n", "- ", "1. "]
 SIGNS = st.sampled_from([*"*_`~#<>[]()|\\-+=!:. a1😀\u200d\ufe0f", *WORDS, *LINES])
 
@@ -105,7 +133,9 @@ def test_any_character_at_all(text: str) -> None:
     "piece",
     ["a", "*", "_", "_a", "[", "![", "[a](", "[[]]", "<", "<a", "<|", "<think>", "</think>", "<!--", "`", "~", "|",
      "a|\n", "\n", "a\n", "-\n- a\n",
-     "# ", "> ", "😀", "\u200d", "http://", "www.", "1*", "\\", "\\[", "1. ", " ", "~~~\n", "(()", "?", "? "],
+     "# ", "> ", "😀", "\u200d", "http://", "www.", "1*", "\\", "\\[", "1. ", " ", "~~~\n", "(()", "?", "? ", "$",
+     "$$", "$$a", "$a$", "\\[ ", "\\(", "a```", "a*b", "    a\n", "[1]: x\n", "[^1]: ", "a.b/", "http://(", "\\text{",
+     "\\frac{", "a.b."],
 )  # fmt: skip
 def test_a_hostile_reply_takes_no_time(piece: str) -> None:
     text = (piece * 100_000)[:100_000]
