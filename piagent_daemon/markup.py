@@ -136,17 +136,17 @@ class Reader:
             return self._loose_code(last=last)
         if not fenced and held[:2] in _FORMULA_ENDS:
             return self._formula(last=last)
-        run = len(held) - len(held.lstrip("`"))
-        partial = self._mode == "text" if run else len(held) == 1 and not fenced
+        partial = self._mode == "text" if held[0] == "`" else len(held) == 1 and not fenced
         if partial and len(held) < 3 and not last:
             return False
-        self._pass_on(run or 1)
+        self._pass_on(1)
         return True
 
     def _thought(self, *, last: bool) -> bool:
-        tag = _TAG.match(self._held)
+        quoted = (self._tail if self._mode == "text" else self._head).endswith("`")
+        tag = None if quoted else _TAG.match(self._held)
         if tag is None:
-            if not last and any(each.startswith(self._held.lower()) for each in _TAGS):
+            if not (last or quoted) and any(each.startswith(self._held.lower()) for each in _TAGS):
                 return False
             self._pass_on(1)
             return True
@@ -197,23 +197,23 @@ class Reader:
     def _lines(self, text: str) -> None:
         while text:
             line, newline, text = text.partition("\n")
-            self.raw = self._read - len(self._held) - len(text)
+            end = self._read - len(self._held) - len(text)
             while self._mode == "head" and (line or newline):
                 room = HEAD + 1 - len(self._head)
                 head, line = self._head + line[:room], line[room:]
+                self.raw = end - len(newline) - len(line)
                 indent = len(head) - len(head.lstrip())
                 self._head = head if indent <= DEEPEST else head[indent - DEEPEST :]
                 self._classify(complete=bool(newline) and not line)
                 if not line:
                     break
+            self.raw = end - len(newline)
             if self._mode == "text" and line:
-                self._add(line)
+                self._listener.add(line)
+                self._note(line)
+            self.raw = end
             if newline:
                 self._end_line()
-
-    def _add(self, text: str) -> None:
-        self._listener.add(text)
-        self._note(text)
 
     def _note(self, text: str) -> None:
         self._tail = (self._tail + text[-2:])[-2:]

@@ -85,18 +85,17 @@ class Splitter:
         `row` counts what waits for that, in characters; it is negative in a line that is too long for a table.
         """
         if not self._row and "|" in text:
-            before, pipe, after = text.partition("|")
-            self._append(before)
+            at = text.index("|")
+            self._append(text[:at], left=len(text) - at)
             self._scan()
-            text = pipe + after
-            self._row = 1
+            text, self._row = text[at:], 1
         if self._row > 0:
-            part, text = text[: LONGEST - self._row], text[LONGEST - self._row :]
-            self._append(part)
-            self._row += len(part)
+            room = LONGEST - self._row
+            self._append(text[:room], left=len(text[room:]))
+            self._row += len(text[:room])
             if self._row < LONGEST:
                 return
-            self._row = -1
+            text, self._row = text[room:], -1
         self._append(text)
         self._scan()
 
@@ -114,10 +113,11 @@ class Splitter:
 
     # ---------------------------------------------------------------------------------------------------- sentences
 
-    def _append(self, text: str) -> None:
+    def _append(self, text: str, *, left: int = 0) -> None:
+        """Add to the paragraph; `left`: so much of what the reader told is still to be added."""
         if text:
             self._text += text
-            self._anchors.append((len(self._text), self._reader.raw))
+            self._anchors.append((len(self._text), self._reader.raw - left))
 
     def _scan(self, *, whole: bool = False) -> None:
         """Cut off every sentence whose end is certain; `whole`: no more text will come."""

@@ -2,8 +2,6 @@
 
 import re
 
-from piagent_daemon.markup import Reader
-
 PASSES = 4
 """One pass is enough for what models write; a text that hides markup in markup is then stripped of every sign."""
 
@@ -83,6 +81,8 @@ def speakable(markdown: str, *, context: str = "") -> str:
     text = markdown.strip()
     if _is_plain(text):
         return text
+    from piagent_daemon.markup import Reader  # noqa: PLC0415 (only where there is markup)
+
     found = _Blocks()
     reader = Reader(found)
     reader.feed(text)
