@@ -74,6 +74,22 @@ _SENTENCES: Final[Mapping[str, Mapping[str, str]]] = {
         TOO_LONG: "Sorry, met die vraag kan ik niets.",
         UNSPEAKABLE: "Ik heb een antwoord, maar dat kan niet worden voorgelezen.",
     },
+    "zh": {
+        DEFECT: "抱歉，出了点问题。",
+        AGAIN: "我正在忙，请稍后再问一次。",
+        MODEL: "抱歉，我的语言模型没有回应。",
+        SLOW: "抱歉，花的时间太长了。",
+        TOO_LONG: "抱歉，我无法处理这个问题。",
+        UNSPEAKABLE: "我有答案，但无法朗读出来。",
+    },
+    "ja": {
+        DEFECT: "すみません、問題が発生しました。",
+        AGAIN: "ただいま手が離せません。少し待ってからもう一度聞いてください。",
+        MODEL: "すみません、言語モデルが応答しません。",
+        SLOW: "すみません、時間がかかりすぎました。",
+        TOO_LONG: "すみません、その質問には対応できません。",
+        UNSPEAKABLE: "答えはありますが、読み上げることができません。",
+    },
 }
 FALLBACK: Final = "en"
 

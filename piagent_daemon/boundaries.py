@@ -5,9 +5,9 @@ German ordinals nor quotes, brings a compiled dependency, or wants the whole tex
 """
 
 import re
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
-from piagent_daemon import abbreviations as known
+from piagent_daemon.stops import LONGEST_RUN, MARKUP, WAIT, Verdict, first_letter, full_stop, is_wide, plain_word
 
 WIDE: Final = "。！？｡"
 ENDERS: Final = f".!?…؟।॥۔։{WIDE}"
@@ -17,7 +17,6 @@ CLAUSE_REACH: Final = 300
 """A first sentence that is this long without a clause is not looked at for one any more, in characters."""
 REACH: Final = 240
 """How far a quote, bracket, code span or tag is believed to be closed, in characters; also the longest look ahead."""
-LONGEST_RUN: Final = 64
 
 _CLOSES: Final = {
     ")": "(", "]": "[", "}": "{", "）": "（", "】": "【", "》": "《", "」": "「", "』": "『",
@@ -25,32 +24,15 @@ _CLOSES: Final = {
 }  # fmt: skip
 """What each sign closes; German writes „so“ and »so«."""
 _OPENING: Final = frozenset('([{（【《「『“„«»‹"')
-_MARKUP: Final = "*_~"
-_LEADING: Final = "\"'“”„‘’«»‹›()[]{}¿¡*_~`—–/"
 
 _SIGNS: Final = re.compile(rf'[{ENDERS}"“”„«»‹›「」『』()（）\[\]{{}}【】《》`\\<]')
 _SIGNS_AND_CLAUSES: Final = re.compile(rf'[{ENDERS}"“”„«»‹›「」『』()（）\[\]{{}}【】《》`\\<,;:—–，；：、،؛]|(?<=\s)-')
 _ENDS: Final = re.compile(rf"[{ENDERS}]+")
 _SOLID: Final = re.compile(r"\S")
-_NEXT_WORD: Final = re.compile(r"[\s*_~\"'“„«‘(\[¿¡]*([^\W\d_]+(?:['’][^\W\d_]+)?)")
-_ACRONYM: Final = re.compile(r"(?:[^\W\d_]\.-?)+[^\W\d_]")
-_ZONE: Final = re.compile(r"[A-Z]{1,3}T|UTC")
-_ELISION: Final = re.compile(r"\A(?:[cdjlmnst]|qu)['’](?=\w)", re.IGNORECASE)
-_ROMAN: Final = re.compile(r"[IVXLC]{2,}")
 _ENTITY: Final = re.compile(r"&#?\w{2,6}\Z")
 """`&amp` before its semicolon."""
 _LIKELY_END: Final = re.compile(rf"[.!?؟।॥۔։{WIDE}][*_~]*\Z")
-_LIKELY_CLAUSE: Final = re.compile(r"(?<=[^\W\d_])[,;:،؛，；：、][*_~]*\Z")
-
-
-class Verdict(NamedTuple):
-    """What a sign means: read on at `at`, wait for more text, or a sentence ends at `at`."""
-
-    kind: Literal["go", "wait", "cut"]
-    at: int = 0
-
-
-WAIT: Final = Verdict("wait")
+_LIKELY_CLAUSE: Final = re.compile(r"(?<=[^\W\d_])[,;،؛，；：、][*_~]*\Z")
 
 
 class Finder:
@@ -92,21 +74,20 @@ class Finder:
     def likely(self, text: str, *, clauses: bool) -> int:
         """Return the end of `text` when a sentence most probably ends there, else 0; `find` has just said 0.
 
-        Where `find` waits for the next character to be certain, this does not. It is wrong for a name with a stop in
-        it (`config.yaml`) whose parts come one by one.
+        Where `find` waits for the next character to be certain, this does not, but after a colon, which may stand in
+        a name (`localhost:1883`). It is wrong for a name with a stop in it (`config.yaml`) whose parts come one by one.
         """
         at = self._at
         token = (text[max(0, at - LONGEST_RUN) : at].split() or [""])[-1]
         if at >= len(text) or self._open or any(sign in token for sign in ("/", "@", "www.")):
             return 0
         if _LIKELY_END.match(text, at):
-            return len(text) if text[at] != "." or _plain_word(text, at) else 0
+            return len(text) if text[at] != "." or plain_word(text, at) else 0
         if clauses and at < CLAUSE_REACH and _LIKELY_CLAUSE.match(text, at):
             if text[at] == ";" and _ENTITY.search(text[max(0, at - 8) : at]):
                 return 0
-            scheme = text[at] == ":" and text[max(0, at - 6) : at].lower().endswith(("http", "https", "ftp", "mailto"))
             japanese = text[at] != "、" or _has_kana(text[:at])
-            return len(text) if japanese and not scheme and _weight(text[:at]) >= CLAUSE_CHARS else 0
+            return len(text) if japanese and _weight(text[:at]) >= CLAUSE_CHARS else 0
         return 0
 
     # ---------------------------------------------------------------------------------------------------- one sign
@@ -130,7 +111,7 @@ class Finder:
         end = run.end() if run else at + 1
         still_open = list(self._open)
         after = end
-        while after < len(text) and (text[after] in _MARKUP or _close(still_open, text[after], text[after - 1])):
+        while after < len(text) and (text[after] in MARKUP or _close(still_open, text[after], text[after - 1])):
             after += 1
         if after == len(text):
             return WAIT if after - at < LONGEST_RUN else Verdict("go", after)
@@ -150,46 +131,16 @@ class Finder:
         if any(sign in WIDE for sign in text[at:end]):
             return go if closed and not follows.isspace() and follows not in _OPENING else cut
         if not follows.isspace():
-            return cut if ender in "!?" and not closed and _is_wide(follows) else go
+            return cut if ender in "!?" and not closed and is_wide(follows) else go
         solid = _SOLID.search(text, after)
-        begins = _first_letter(text, after)
+        begins = first_letter(text, after)
         if closed or end - at > 1 or ender == "…":
             if ender in "!?" and not closed:
                 return cut
             if begins is None:
                 return WAIT
             return go if begins.islower() or (solid and text[solid.start()] in ENDERS) else cut
-        return cut if ender != "." else self._full_stop(text, at, after, begins)
-
-    def _full_stop(self, text: str, at: int, after: int, begins: str | None) -> Verdict:
-        """Judge a single full stop with white space behind it; `begins`: how the next word begins, if known."""
-        go, cut = Verdict("go", after), Verdict("cut", after)
-        word, before = _word(text, at)
-        low = word.lower()
-        if not word or low in known.ALWAYS:
-            return go
-        if word.isdecimal() and self.fresh and text[:at].strip(_LEADING + " \n") == word:
-            return go
-        if low in known.BEFORE_NUMBER or low.endswith("str"):
-            if begins is None:
-                return WAIT
-            if begins.isdecimal():
-                return go
-        if (len(word) == 1 and word.isalpha()) or _ACRONYM.fullmatch(word):
-            if begins is None or begins.islower():
-                return go if begins else WAIT
-            if low in known.HOURS:
-                return _after_hour(text, after)
-            unit = before[-1:].isdecimal() or text[at - len(word) - 1 : at - len(word)] in {"°", "º"}
-            return cut if unit or _is_wide(word) or low in known.OFTEN_LAST else _unless_starter(text, after)
-        if word.isdecimal():
-            return _number(text, after, word, before, begins)
-        if low in known.OFTEN_LAST or len(word) <= 4 or not word.isalpha() or _ROMAN.fullmatch(word):
-            if begins is None:
-                return WAIT
-            small = begins.islower() or (low in known.OFTEN_LAST and begins.isdecimal())
-            return go if small and word[-1].isalnum() else cut
-        return cut
+        return cut if ender != "." else full_stop(text, at, after, fresh=self.fresh)
 
     # ------------------------------------------------------------------------------------------- quotes and brackets
 
@@ -201,7 +152,7 @@ class Finder:
         if _close(still_open, sign, before):
             inside = text[:at].rstrip()
             if not still_open and len(inside) < at and inside[-1:] in ENDERS:
-                begins = _first_letter(text, at + 1)
+                begins = first_letter(text, at + 1)
                 if begins is None or not begins.islower():
                     return Verdict("cut", at + 1) if begins else WAIT
         elif sign in _OPENING and not (before.isalnum() and sign == '"') and not (before.strip() and sign == "»"):
@@ -250,95 +201,39 @@ def _clause(text: str, at: int) -> Verdict:
     if at >= CLAUSE_REACH or (sign == ";" and _ENTITY.search(text[max(0, at - 8) : at])):
         return go
     if sign in "，；：、":
-        long_enough = _weight(text[:at]) >= CLAUSE_CHARS and (sign != "、" or _has_kana(text[:at]))
-        return Verdict("cut", end) if long_enough else go
-    while text[end : end + 1] and text[end] in (sign if sign == "—" else _MARKUP):
+        return _wide_clause(text, at)
+    while text[end : end + 1] and text[end] in (sign if sign == "—" else MARKUP):
         end += 1
     if end == len(text):
         return WAIT if end - at < LONGEST_RUN else go
+    counted = text[at - 1 : at].isdecimal()
     if sign == "—":
-        fits = not (text[at - 1 : at].isdecimal() and text[end].isdecimal())
-    elif sign in "–-":
-        fits = text[at - 1 : at].isspace() and text[end].isspace()
+        fits = not (counted and text[end].isdecimal())
     else:
-        fits = text[end].isspace()
-    return Verdict("cut", end) if fits and _weight(text[:at]) >= CLAUSE_CHARS else go
+        fits = text[end].isspace() and (sign not in "–-" or text[at - 1 : at].isspace())
+    if not fits or _weight(text[:at]) < CLAUSE_CHARS:
+        return go
+    return _unless_number(text, end) if sign in "–-" or (sign == "," and counted) else Verdict("cut", end)
 
 
-def _number(text: str, after: int, word: str, before: str, begins: str | None) -> Verdict:
-    """Judge a full stop after a whole number: an ordinal (3. Oktober, das 2. Mal), or the end of a sentence."""
-    go, cut = Verdict("go", after), Verdict("cut", after)
+def _wide_clause(text: str, at: int) -> Verdict:
+    """Judge a Chinese or Japanese comma, colon or semicolon, which stands in a number or time, too."""
+    end = at + 1
+    if _weight(text[:at]) < CLAUSE_CHARS or (text[at] == "、" and not _has_kana(text[:at])):
+        return Verdict("go", end)
+    if not text[at - 1 : at].isdecimal():
+        return Verdict("cut", end)
+    if end == len(text):
+        return WAIT
+    return Verdict("go" if text[end].isdecimal() else "cut", end)
+
+
+def _unless_number(text: str, end: int) -> Verdict:
+    """Cut, unless a number comes: 10 - 3; July 20, 1969."""
+    begins = first_letter(text, end)
     if begins is None:
         return WAIT
-    if begins.islower() or len(word) > 3:
-        return go if begins.islower() else cut
-    if begins.isdecimal():
-        return go if len(word) <= 2 else cut
-    found = _NEXT_WORD.match(text, after)
-    if found is None:
-        return cut
-    if found.end() == len(text):
-        return WAIT if found.end() - after < LONGEST_RUN else cut
-    following = found[1].lower()
-    after_article = before.lower().strip(_LEADING) in known.ORDINAL_BEFORE
-    ordinal = following in known.MONTHS or (after_article and following not in known.STARTERS)
-    return go if ordinal else cut
-
-
-def _after_hour(text: str, after: int) -> Verdict:
-    """Go on to what tells more of a time: a day, a month, or a zone such as PST."""
-    found = _NEXT_WORD.match(text, after)
-    if found is None:
-        return Verdict("cut", after)
-    if found.end() == len(text):
-        return WAIT if found.end() - after < LONGEST_RUN else Verdict("cut", after)
-    word = found[1]
-    return Verdict("go" if word.lower() in known.DAYS | known.MONTHS or _ZONE.fullmatch(word) else "cut", after)
-
-
-def _unless_starter(text: str, after: int) -> Verdict:
-    """Go on, unless the next word begins many sentences."""
-    found = _NEXT_WORD.match(text, after)
-    if found is None:
-        return Verdict("cut", after)
-    if found.end() == len(text):
-        return WAIT if found.end() - after < LONGEST_RUN else Verdict("go", after)
-    initial = len(found[1]) == 1 and text[found.end()] == "."
-    return Verdict("cut" if found[1].lower() in known.STARTERS and not initial else "go", after)
-
-
-def _word(text: str, at: int) -> tuple[str, str]:
-    """Return the word that ends at `at`, without quotes and markup around it, and the word before it."""
-    words = text[max(0, at - LONGEST_RUN) : at].split()
-    if not words or text[at - 1].isspace():
-        return "", ""
-    word = re.split(r"[—–/(\[“„\"]", words[-1].rstrip(_MARKUP))[-1].strip(_LEADING)
-    word = _ELISION.sub("", word)
-    return word, words[-2] if len(words) > 1 else ""
-
-
-def _plain_word(text: str, at: int) -> bool:
-    """Tell whether the full stop at `at` follows an ordinary word, which nothing but a new sentence can follow."""
-    token = (text[max(0, at - LONGEST_RUN) : at].split() or [""])[-1]
-    word, low = token.strip(_LEADING), token.strip(_LEADING).lower()
-    if low in known.ALWAYS | known.BEFORE_NUMBER | known.OFTEN_LAST or low.endswith("str") or _ROMAN.fullmatch(word):
-        return False
-    if len(word) <= 4 and low not in known.SHORT_LAST:  # "Sat.", "tbsp.", "www.": the next sign will tell
-        return False
-    letters = word.replace("-", "").replace("’", "").replace("'", "")
-    return not text[at - 1 : at].isspace() and len(word) > 1 and letters.isalpha()
-
-
-def _first_letter(text: str, at: int) -> str | None:
-    """Return the first sign from `at` on that is neither space, markup nor opening quote; None: not there yet."""
-    limit = at + LONGEST_RUN
-    while at < min(len(text), limit) and (text[at].isspace() or text[at] in "*_~`\"'“„«‘([¿¡"):
-        at += 1
-    return text[at] if at < len(text) else None
-
-
-def _is_wide(sign: str) -> bool:
-    return sign >= "\u2e80"
+    return Verdict("go" if begins.isdecimal() else "cut", end)
 
 
 def _has_kana(text: str) -> bool:
@@ -346,4 +241,4 @@ def _has_kana(text: str) -> bool:
 
 
 def _weight(text: str) -> int:
-    return sum((3 if _is_wide(sign) else 1) for sign in text if sign.isalnum())
+    return sum((3 if is_wide(sign) else 1) for sign in text if sign.isalnum())

@@ -1,35 +1,21 @@
 """A reply as it grows, sentence by sentence, as it is to be spoken: the incremental side of `speech`. Pure.
 
-What Markdown leaves open (a code block, a table, a link, thinking) is waited for, so that nothing of it is ever spoken.
-Own code and not a Markdown parser, because those want the whole text.
+What Markdown leaves open (a code block, a link, thinking) is waited for. Only the words before the first `|` of a
+table's head may be spoken, when they end a sentence: the head is known for one by the line below it.
 """
 
-import re
-from typing import Final, Literal
+from typing import Final
 
 from piagent_daemon import speech
 from piagent_daemon.boundaries import REACH, Finder
+from piagent_daemon.markup import Reader
 
 LONGEST: Final = 600
 """A sentence that does not end is cut at white space before this many characters."""
 SLACK: Final = REACH + 16
-PIECE: Final = 1000
-HEAD: Final = 300
-"""A line must have said what it is after so many characters."""
 CONTEXT: Final = 500
 
-_OPENINGS: Final = {"<think>": "</think>", "<thinking>": "</thinking>", "<reasoning>": "</reasoning>", "<!--": "-->"}
-_THOUGHT_TAGS: Final = (*_OPENINGS, "</think>", "</thinking>", "</reasoning>")
-_MARKER: Final = re.compile(r"(?:[-*+•]|#{1,6})(?:\s+|$)|>\s*|\[[ xX]\]\s+")
-_BARE_MARKER: Final = re.compile(r"(?:[-*+•]|#{1,6}|\[|\[[ xX]\]?)?")
-_NUMBER_BEGINS: Final = re.compile(r"\d{1,9}[.)]?")
-_RULERS, _TABLERS = frozenset("-*_="), frozenset("|:-")
-_RULE: Final = re.compile(r"[-*_=\s]+")
-_TABLE_RULE: Final = re.compile(r"[\s|:-]+")
-_NUMBER: Final = re.compile(r"\d{1,9}[.)](?:\s|$)")
 _STRAY: Final = ".!?:;,…*_~) ”»’\"'"
-
-Mode = Literal["head", "text", "drop"]
 
 
 class Splitter:
@@ -43,27 +29,23 @@ class Splitter:
         self.ends: list[int] = []
         self.said: list[str] = []
         self._finder = Finder()
+        self._reader = Reader(self)
         self._ready: list[str] = []
-        self._read = self._raw = 0
-        self._held = ""
-        self._thought = ""
-        self._mode: Mode = "head"
-        self._head = ""
-        self._fence = ""
-        self._table = self._heading = self._hurried = False
+        self._hurried = False
         self._text = ""
         self._line = self._row = 0
         self._anchors: list[tuple[int, int]] = []
         self._glue = ""
         self._context = ""
 
+    @property
+    def begun(self) -> bool:
+        """Tell whether a word of the reply has come that is to be spoken."""
+        return bool(self.said) or any(sign.isalnum() for sign in self._text)
+
     def feed(self, text: str) -> list[str]:
         """Take the next piece of the reply; return the sentences that are now complete."""
-        for start in range(0, len(text), PIECE):
-            piece = text[start : start + PIECE]
-            self._read += len(piece)
-            self._held += piece
-            self._take()
+        self._reader.feed(text)
         return self._hand_out()
 
     def hurry(self) -> list[str]:
@@ -71,7 +53,7 @@ class Splitter:
 
         Call it when no more text is there at the moment. White space in the result may then differ from `feed`'s.
         """
-        if self.ends or self._row > 0 or self._held or self._mode != "text":
+        if self.ends or self._row > 0 or self._reader.waits:
             return []
         if end := self._finder.likely(self._text, clauses=True):
             self._cut(end)
@@ -80,165 +62,62 @@ class Splitter:
 
     def close(self) -> list[str]:
         """End the reply; return what is left of it."""
-        if not self._thought:
-            rest, self._held = self._held, ""
-            self._lines(rest)
-        if self._mode == "head":
-            self._classify(complete=True)
-        self._end_block(last=True)
+        self._reader.close()
+        self._end(last=True)
         return self._hand_out()
 
     def _hand_out(self) -> list[str]:
         ready, self._ready = self._ready, []
         return ready
 
-    # ----------------------------------------------------------------------------------------------------- thoughts
+    # ------------------------------------------------------------------------------------- what the reader tells us
 
-    def _take(self) -> None:
-        """Pass on what is held, without thoughts and comments, up to what may be the beginning of one."""
-        while self._held:
-            if self._thought:
-                end = self._held.find(self._thought)
-                if end < 0:
-                    self._held = self._held[-len(self._thought) + 1 :]
-                    return
-                self._held = " " + self._held[end + len(self._thought) :]
-                self._thought = ""
-            at = self._held.find("<")
-            if at < 0:
-                at = len(self._held)
-            text, self._held = self._held[:at], self._held[at:]
-            self._lines(text)
-            tag = next((tag for tag in _THOUGHT_TAGS if self._held.startswith(tag)), "")
-            if tag:
-                self._thought = _OPENINGS.get(tag, "")
-                self._held = ("" if self._thought else " ") + self._held[len(tag) :]
-            elif any(tag.startswith(self._held) for tag in _THOUGHT_TAGS):
-                return
-            else:
-                sign, self._held = self._held[:1], self._held[1:]
-                self._lines(sign)
-
-    # -------------------------------------------------------------------------------------------------------- lines
-
-    def _lines(self, text: str) -> None:
-        while text:
-            line, newline, text = text.partition("\n")
-            self._raw = self._read - len(self._held) - len(text)
-            while self._mode == "head" and (line or newline):
-                room = HEAD + 1 - len(self._head)
-                self._head, line = (self._head + line[:room]).lstrip(), line[room:]
-                self._classify(complete=bool(newline) and not line)
-                if not line:
-                    break
-            if self._mode == "text" and line:
-                self._add(line)
-            if newline:
-                self._end_line()
-
-    def _end_line(self) -> None:
-        if self._mode == "text":
-            self._add("\n")
-            if self._heading:
-                self._end_block()
-        self._mode, self._head, self._heading = "head", "", False
-
-    def _classify(self, *, complete: bool) -> None:
-        """Decide what the line is that begins with `head`, or leave it open; `complete`: that is all of it."""
-        head = self._head
-        lead = head[:1]
-        decided = complete or len(head) > HEAD
-        if self._fence:
-            self._in_fence(decided=decided, complete=complete)
-        elif not head:
-            if complete:
-                self._end_block()
-                self._table = False
-        elif lead in "`~":
-            mark = _fence(head, decided=decided)
-            if mark:
-                self._drop(fence=mark)
-            elif mark is not None:
-                self._begin(complete=decided)
-        elif lead in _RULERS and _RULE.fullmatch(head):
-            if decided:
-                self._drop()
-                self._table = False
-        elif lead in _TABLERS and _TABLE_RULE.fullmatch(head):
-            self._table_rule(decided=decided)
-        elif lead == "|" or (self._table and "|" in head):
-            self._drop()
-        elif decided or not self._table:
-            self._table = False
-            self._begin(complete=decided)
-
-    def _in_fence(self, *, decided: bool, complete: bool) -> None:
-        if complete and self._head.startswith(self._fence) and not self._head.strip().strip(self._fence[0]):
-            self._fence = ""
-        elif decided or self._head.strip(f"{self._fence[0]} \t"):
-            self._mode = "drop"
-
-    def _table_rule(self, *, decided: bool) -> None:
-        if not decided:
-            return
-        if "|" in self._head and "-" in self._head:
-            if self._row > 0:
-                self._text = self._text[: self._line]
-            self._drop()
-            self._table = True
-        elif self._head[0] == "|":
-            self._drop()
-        else:
-            self._begin(complete=True)
-
-    def _drop(self, *, fence: str = "") -> None:
-        self._end_block()
-        self._fence = fence
-        self._mode = "drop"
-
-    def _begin(self, *, complete: bool) -> None:
-        """Take the line as text, without the marks of lists, quotes and headings."""
-        rest, marked, heading = self._head, False, False
-        while not (not complete and _BARE_MARKER.fullmatch(rest)) and (marker := _MARKER.match(rest)):
-            marked = True
-            heading = heading or "#" in marker[0]
-            rest = rest[marker.end() :]
-        if not complete and (_BARE_MARKER.fullmatch(rest) or _NUMBER_BEGINS.fullmatch(rest)):
-            return
-        if marked or _NUMBER.match(rest):
-            self._end_block()
+    def begin(self, text: str) -> None:
+        """Take the beginning of a line; the line before it was no head of a table."""
         self._scan()
-        self._mode, self._heading, self._row = "text", heading, 0
+        self._row = 0
         self._line = len(self._text)
-        self._add(rest)
+        self.add(text)
 
-    # ------------------------------------------------------------------------------------------------------- blocks
-
-    def _add(self, text: str) -> None:
+    def add(self, text: str) -> None:
         """Add to the paragraph; from a `|` on, wait until the next line tells whether this was the head of a table.
 
         `row` counts what waits for that, in characters; it is negative in a line that is too long for a table.
         """
         if not self._row and "|" in text:
-            before, pipe, after = text.partition("|")
-            self._append(before)
+            at = text.index("|")
+            self._append(text[:at], left=len(text) - at)
             self._scan()
-            text = pipe + after
-            self._row = 1
+            text, self._row = text[at:], 1
         if self._row > 0:
-            part, text = text[: LONGEST - self._row], text[LONGEST - self._row :]
-            self._append(part)
-            self._row += len(part)
+            room = LONGEST - self._row
+            self._append(text[:room], left=len(text[room:]))
+            self._row += len(text[:room])
             if self._row < LONGEST:
                 return
-            self._row = -1
+            text, self._row = text[room:], -1
         self._append(text)
         self._scan()
 
-    def _append(self, text: str) -> None:
+    def table(self) -> None:
+        """Take the newest line back."""
+        if self._row > 0:
+            self._text = self._text[: self._line]
+
+    def unsaid(self) -> None:
+        """Go on: what was taken for an answer may have been spoken already."""
+
+    def end(self) -> None:
+        """End a paragraph, heading or item; one that ends without a stop gets it, so that the voice pauses there."""
+        self._end(last=False)
+
+    # ---------------------------------------------------------------------------------------------------- sentences
+
+    def _append(self, text: str, *, left: int = 0) -> None:
+        """Add to the paragraph; `left`: so much of what the reader told is still to be added."""
         if text:
             self._text += text
-            self._anchors.append((len(self._text), self._raw))
+            self._anchors.append((len(self._text), self._reader.raw - left))
 
     def _scan(self, *, whole: bool = False) -> None:
         """Cut off every sentence whose end is certain; `whole`: no more text will come."""
@@ -254,8 +133,7 @@ class Splitter:
             else:
                 return
 
-    def _end_block(self, *, last: bool = False) -> None:
-        """End a paragraph, heading or item; one that ends without a stop gets it, so that the voice pauses there."""
+    def _end(self, *, last: bool) -> None:
         self._text += "\n"
         self._scan(whole=True)
         if self._finder.stuck(self._text):
@@ -275,11 +153,11 @@ class Splitter:
 
     def _raw_at(self, index: int) -> int:
         """Return how far in the reply the sign before `index` of the paragraph was."""
-        last = self._anchors[-1][1] if self._anchors else self._raw
+        last = self._anchors[-1][1] if self._anchors else self._reader.raw
         return next((raw - (at - index) for at, raw in self._anchors if at >= index), last)
 
     def _say(self, markdown: str, end: int, *, stop: bool) -> None:
-        text = speech.speakable(markdown, context=self._context)
+        text = speech.cleaned(markdown, context=self._context)
         self._context = (self._context + markdown)[-CONTEXT:]
         if markdown[:1].isspace():
             self._glue = " "
@@ -293,13 +171,3 @@ class Splitter:
         self._glue, self._hurried = "", False
         self.ends.append(end)
         self._ready.append(text)
-
-
-def _fence(head: str, *, decided: bool) -> str | None:
-    """Return the fence that opens a code block, "" when the line is none, or None when that is not known yet."""
-    mark = head[: len(head) - len(head.lstrip(head[0]))]
-    if mark == head and not decided:
-        return None
-    if len(mark) < 3 or (mark[0] == "`" and "`" in head[len(mark) :]):
-        return ""
-    return mark if decided or mark[0] == "~" else None

@@ -6,7 +6,6 @@ PASSES = 4
 """One pass is enough for what models write; a text that hides markup in markup is then stripped of every sign."""
 
 # Patterns are plain strings, which `re` compiles and keeps when they are first used: most replies need none of them.
-_THOUGHTS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"), ("<!--", "-->"))
 _EMOJI = (
     "\U0001f000-\U0001faff\U000e0020-\U000e007f\u2600-\u27bf\u2b00-\u2bff\u231a\u231b\u23cf\u23e9-\u23fa"
     "\u25aa\u25ab\u25b6\u25c0\u25fb-\u25fe\u2934\u2935\u3030\u303d\u3297\u3299"
@@ -16,27 +15,19 @@ _QUOTES = "\"'”’“»«›)]）」』"
 _QUESTIONS = "?？﹖؟⁇⁈⁉‽⸮՞፧꘏꛷𑅃\u037e"
 
 _LINKS = {
-    "a link": "the a of to and in is for it you this see here more with on can at",
-    "ein Link": "der die das und ist zu den von mit ein eine auf für sie ich nicht hier mehr siehe unter im dem",
-    "un lien": "le la les et est de des un une pour vous sur dans voici avec voir du ce plus ici",
-    "un enlace": "el la los las y es de un una para en con ver aquí más del puede este esta",
-    "un link": "il lo la gli e di che per con una del qui più è si da",
-    "een link": "de het een en van is op voor met dat hier meer zie",
+    "a link": "the a of to and in is for it you this see here more with on can at my your source visit open",
+    "ein Link": "der die das und ist zu den von mit ein eine auf für sie ich nicht hier mehr siehe unter im dem"
+    " mein dein tipp quelle seite webseite adresse gibt es kannst du schau bitte lies öffne",
+    "un lien": "le la les et est de des un une pour vous sur dans voici avec voir du ce plus ici mon ton adresse lien"
+    " conseil voyez lisez",
+    "un enlace": "el la los las y es de un una para en con ver aquí más del puede este esta mi tu fuente página consejo"
+    " enlace mira visita",
+    "un link": "il lo la gli e di che per con una del qui più è si da mio tuo fonte pagina consiglio ecco vedi",
+    "een link": "de het een en van is op voor met dat hier meer zie mijn jouw bron pagina bekijk kijk",
 }
 """How one says it, and words that tell the language by being common."""
 
-_PLAIN = r"[^\W_](?:[^\W_]|[ ,;:!?'’\"“”()%°€$/+=-]|\.(?!\.))*"
-_BLANK = r"\n\s*\n"
-_FENCE = r"`{3,}|~{3,}"
-_RULE = r"[-*_=\s]+"
-_TABLE_RULE = r"[\s|:-]+"
-_MARKERS = r"(?:(?:[-*+•]|>+|#{1,6})(?:\s+|$)|>|\[[ xX]\]\s)+"
-_NUMBER = r"\d{1,9}[.)]\s"
-
-_RULERS = frozenset("-*_=")
-_TABLERS = frozenset("|:-")
-_LEADS = frozenset("-*+•>#[")
-
+_PLAIN = r"[^\W_](?:[^\W_]|[ ,;:!?'’\"“”()%°€+=-]|\.(?!\.))*"
 _EMOJIS = rf"[{_EMOJI}][{_EMOJI}\u200d\ufe0f\u20e3]*|[\ufe0f\u20e3]"
 _SPECIAL = r"<\|[^<>|]*\|>"
 _ADDRESS = r"<((?:https?|ftp)://[^<>\s]*)>"
@@ -44,20 +35,38 @@ _BREAK = r"(?i)</?(?:br|p|li|div|tr|td|h[1-6])(?![a-z0-9])[^<>]*>(?=[^\W_])"
 _ENTITY = r"&(?:amp;)*(amp|nbsp|lt|gt|quot|apos|#39);"
 _ENTITIES = {"amp": "&", "nbsp": " ", "lt": "<", "gt": ">", "quot": '"', "apos": "'", "#39": "'"}
 _MAIL = r"<([^<>\s@]+@[^<>\s@]+)>"
-_TAG = r"</?[A-Za-z][\w:-]*\s*/?>|</?[A-Za-z][^<>]*=[^<>]*>|(?<![^\W_])</?[A-Za-z][^<>]*>"
+_TAG = r"</?[A-Za-z][\w:-]*\s*/?>|</?[A-Za-z][^<>\n]*=[^<>\n]*>|(?<![^\W_])</?[A-Za-z][^<>\n]*>"
 """`x<y and z>w` is none: it begins within a word, and is neither short nor has it attributes."""
 _FOOTNOTE = r"\[\^[^\[\]\s]*\]"
 _LINK = r"!?\[([^\[\]]*)\](?:\([^()\n]*(?:\([^()\n]*\)[^()\n]*)?\)|\[[^\[\]\n]*\])"
+_STOP_URL = r"\s<>\"”»()\u3000-\u9fff\uff00-\uffef"
+_DOMAINS = "com|org|net|io|dev|ai|app|edu|gov|info|eu|de|at|ch|fr|be|es|it|nl|uk|us|ca|cn|jp"
 _URL = (
-    r"(?i)(?:https?://|ftp://|(?<![a-z0-9])www\.)[^\s<>\"”»\u3000-\u9fff\uff00-\uffef]*"
-    r"[^\s<>\"”»).,;:!?'’*_`\]\u3000-\u9fff\uff00-\uffef]"
+    rf"(?i)(?:https?://|ftp://|(?<![a-z0-9])www\.|(?<![\w@./-])(?:[a-z0-9-]{{1,63}}\.){{1,4}}(?:{_DOMAINS})/)"
+    rf"(?=[^{_STOP_URL}])(?:[^{_STOP_URL}]|\([^{_STOP_URL}]*\))*(?<![.,;:!?'’*_`\]])"
 )
-_TIMES = r"(?<=\d) ?\* ?(?=\d)"
+_MULTIPLIED = r"(?:(?<![\w*])[A-Za-z0-9]\w*|\))(?:\*(?:[A-Za-z0-9]\w*(?=\*[A-Za-z0-9(]|[^\w*]|\Z)|\((?!\*)))+"
+_TIMES = (
+    r"(?<=\d) ?\* ?(?=\d)"
+    r"|(?:(?<=[\d)])|(?<![^\W_]{2})(?<=[^\W_])) \* (?=\(|(?:[^\W\d_]|\d+)(?![^\W_]))"
+)
+"""`the * key` is no product."""
+_COMMENT = r"<!--.*?(?:-->|\Z)"
+_FORMULA = r"\\\(([^\n]{1,200}?)\\\)|(?<![\w$\\])\$(?! )([^$\n]{1,200}?)(?<! )\$(?![\w$])"
+_IN_FORMULA = r"\\[A-Za-z]|[\^_={}]|\A[A-Za-z]'?\Z"
+_WORDS = r"\\(?:boxed|text|textbf|mathrm|mathbf|operatorname)\{([^{}]*)\}"
+_FRACTION = r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"
+_COMMAND = r"\\([A-Za-z]+)"
+_COMMANDS = {"cdot": "×", "times": "×", "div": "÷", "pm": "±", "leq": "≤", "le": "≤", "geq": "≥", "ge": "≥", "neq": "≠",
+             "approx": "≈", "sqrt": "√", "infty": "∞", "to": "→", "rightarrow": "→", "pi": "π", "left": "", "right": "",
+             "quad": " ", "degree": "°", "circ": "°"}  # fmt: skip
+_POWERS = {"2": "²", "3": "³"}
+_WIDE = "[\u3040-\u30ff\u4e00-\u9fff]"
 _STRIKE = r"~~+"
 _ESCAPE = r"\\(?=[!-/:-@\[-`{-~])"
 _UNDERLINE = r"(?<![^\W_])_+|_+(?![^\W_])"
-_ACTIVE = r"(?i)&(?:amp|nbsp|lt|gt|quot|apos|#39);|[<>\[*`|\\#_]|~~|\A[-+•=]|://|www\."
-_SIGNS = r"(?i)[<>\[\]*`~|\\#_+•=-]|://|www\."
+_ACTIVE = r"(?i)&(?:amp|nbsp|lt|gt|quot|apos|#39);|[<>\[*`\\_$]|~~|://|www\."
+_SIGNS = r"(?i)[<>\[\]*`~|\\#_+•=$-]|://|www\."
 _ASKED = rf"[{_QUESTIONS}][{_QUESTIONS}!！\s\"'“”‘’«»‹›„)\]}}）」』*_`~\u200d\ufe0f{_EMOJI}]*\Z"
 _ASKED_IN_GREEK = r"[\u0370-\u03ff\u1f00-\u1fff];[\s\"'”’»*_]*\Z"
 
@@ -65,17 +74,33 @@ _ASKED_IN_GREEK = r"[\u0370-\u03ff\u1f00-\u1fff];[\s\"'”’»*_]*\Z"
 def speakable(markdown: str, *, context: str = "") -> str:
     """Return a reply as one line to be read aloud.
 
-    Without Markdown, tables, code blocks, emoji, thinking and tags; an address becomes "a link" in the language of the
-    text and of `context`, the text before it. Doing it twice changes nothing more.
+    Without Markdown, tables, code blocks, formulas that stand by themselves, emoji, thinking and tags; an address
+    becomes "a link" in the language of the text and of `context`, the text before it. A line that comes out is no
+    Markdown any more: `# begins a comment` in a code span keeps its sign, so do not put it in again.
     """
     text = markdown.strip()
-    if re.fullmatch(_PLAIN, text) and "://" not in text and "  " not in text and "www." not in text.lower():
+    if _is_plain(text):
+        return text
+    from piagent_daemon.markup import Reader  # noqa: PLC0415 (only where there is markup)
+
+    found = _Blocks()
+    reader = Reader(found)
+    reader.feed(text)
+    reader.close()
+    found.end()
+    return cleaned(_joined(_inline("\n".join(found.blocks), context).split("\n")), context=context)
+
+
+def cleaned(text: str, *, context: str = "") -> str:
+    """Return running text, of which the lines were looked at, as one line without markup."""
+    text = text.strip()
+    if _is_plain(text):
         return text
     for _ in range(PASSES):
-        before, text = text, _once(text, context)
+        before, text = text, _joined([_inline(text, context)])
         if text == before or not re.search(_ACTIVE, text):
             return text
-    return _once(re.sub(_SIGNS, " ", text), context)
+    return _joined([_inline(re.sub(_SIGNS, " ", text), context)])
 
 
 def expects_reply(text: str) -> bool:
@@ -86,7 +111,8 @@ def expects_reply(text: str) -> bool:
 
 def stopped(line: str) -> str:
     """Return a line with a stop at its end, so that a voice pauses there."""
-    return line if line.rstrip(_QUOTES)[-1:] in _STOPS else f"{line}."
+    last = line.rstrip(_QUOTES)[-1:]
+    return line if last in _STOPS else f"{line}{'。' if re.match(_WIDE, last) else '.'}"
 
 
 def link_in(text: str) -> str:
@@ -100,93 +126,81 @@ def link_in(text: str) -> str:
     return max(found, key=lambda link: found[link])
 
 
-def _once(text: str, context: str) -> str:
-    for opening, closing in _THOUGHTS:
-        text = _without(text, opening, closing)
-    text = "\n".join(_blocks(re.sub(_BLANK, "\n\n", text)))
-    return _joined(_inline(text, context).split("\n"))
+def _is_plain(text: str) -> bool:
+    return bool(re.fullmatch(_PLAIN, text)) and "  " not in text and "www." not in text.lower()
 
 
 def _inline(text: str, context: str) -> str:
     """Take markup out of running text; a pattern is only tried where its sign is there."""
     if not text.isascii():
         text = re.sub(_EMOJIS, "", text)
-    if "\\" in text:
-        text = re.sub(_ESCAPE, "", text)
+    if "\\" in text or "$" in text:
+        text = re.sub(_ESCAPE, "", _without_formulas(text))
     if "&" in text:
         text = re.sub(_ENTITY, lambda found: _ENTITIES[found[1]], text)
     if "<" in text:
+        text = re.sub(_COMMENT, " ", text)
         text = re.sub(_MAIL, r"\1", re.sub(_ADDRESS, r"\1", re.sub(_SPECIAL, "", text)))
         text = re.sub(_TAG, "", re.sub(_BREAK, " ", text))
     if "[" in text:
         text = re.sub(_LINK, r"\1", re.sub(_FOOTNOTE, "", text))
-    if "://" in text or "www." in text.lower():
+    if "/" in text or "www." in text.lower():
         text = re.sub(_URL, link_in(context + text), text)
     if "*" in text:
+        text = re.sub(_MULTIPLIED, lambda found: found[0].replace("*", " × "), text)
         text = re.sub(_TIMES, " × ", text).replace("*", "")
     if "_" in text:
         text = re.sub(_UNDERLINE, "", text)
     return re.sub(_STRIKE, "", text.replace("`", ""))
 
 
-def _without(text: str, opening: str, closing: str) -> str:
-    """Cut out what stands between two tags; a tag without its other half cuts to that end of the text."""
-    if opening not in text and closing not in text:
-        return text
-    start, kept = 0, []
-    while (begin := text.find(opening, start)) >= 0:
-        end = text.find(closing, begin)
-        kept.append(text[start:begin])
-        start = len(text) if end < 0 else end + len(closing)
-    rest = " ".join([*kept, text[start:]])
-    return rest[rest.rfind(closing) + len(closing) :] if closing in rest else rest
+def _without_formulas(text: str) -> str:
+    """Make formulas in running text speakable; `$5 and $10` is money."""
+    text = re.sub(_FORMULA, lambda found: _formula(found[1] or found[2], found[0]), text)
+    text = re.sub(r"\\(?:cdot|times)(?![A-Za-z])", "×", text)
+    return re.sub(_WORDS, r"\1", text)
 
 
-def _blocks(text: str) -> list[str]:
-    """Return paragraphs, headings and list items, one string each; tables, rules and code blocks are left out."""
-    blocks: list[str] = []
-    paragraph: list[str] = []
-    markers, number, fences = re.compile(_MARKERS), re.compile(_NUMBER), re.compile(_FENCE)
-    rule, table_rule = re.compile(_RULE), re.compile(_TABLE_RULE)
-    fence = ""
-    table = False
-
-    def close() -> None:
-        if paragraph:
-            blocks.append(" ".join(paragraph))
-            paragraph.clear()
-
-    for raw in text.split("\n"):
-        line = raw.strip()
-        lead = line[:1]
-        mark = fences.match(line) if lead in {"`", "~"} else None
-        if fence:
-            fence = "" if mark and line.startswith(fence) and not line.strip(fence[0]) else fence
-        elif mark and not (lead == "`" and "`" in line[mark.end() :]):
-            close()
-            fence = mark[0]
-        elif not line or (lead in _RULERS and rule.fullmatch(line)):
-            close()
-            table = False
-        elif lead in _TABLERS and "|" in line and "-" in line and table_rule.fullmatch(line):
-            if paragraph and "|" in paragraph[-1]:
-                paragraph.pop()
-            table = True
-        elif lead == "|" or (table and "|" in line):
-            close()
-        else:
-            table = False
-            marker = markers.match(line) if lead in _LEADS else None
-            if marker or (lead.isdigit() and number.match(line)):
-                close()
-            paragraph.append(line[marker.end() :] if marker else line)
-            if marker and "#" in marker[0]:
-                close()
-    close()
-    return blocks
+def _formula(inner: str, whole: str) -> str:
+    if whole[0] == "$" and not re.search(_IN_FORMULA, inner):
+        return whole
+    inner = re.sub(_FRACTION, r"\1 / \2", re.sub(_WORDS, r"\1", inner))
+    inner = re.sub(_COMMAND, lambda found: _COMMANDS.get(found[1], found[1]), inner)
+    inner = re.sub(r"\^\{?([23])\}?(?!\d)", lambda found: _POWERS[found[1]], inner)
+    return re.sub(r"[\\{}_]", "", inner).replace("*", " × ").strip()
 
 
 def _joined(blocks: list[str]) -> str:
     """Join blocks to one line; a block that ends without a stop gets one, so that the voice pauses there."""
     lines = [line for block in blocks if (line := " ".join(block.split()))]
     return " ".join([*map(stopped, lines[:-1]), *lines[-1:]])
+
+
+class _Blocks:
+    """Collects the paragraphs, headings and list items of a whole text, each as one line."""
+
+    def __init__(self) -> None:
+        self.blocks: list[str] = []
+        self._parts: list[str] = []
+        self._line = 0
+
+    def begin(self, text: str) -> None:
+        self._line = len(self._parts)
+        self._parts.append(text)
+
+    def add(self, text: str) -> None:
+        self._parts.append(text)
+
+    def end(self) -> None:
+        if self._parts:
+            self.blocks.append("".join(self._parts).replace("\n", " "))
+            self._parts.clear()
+            self._line = 0
+
+    def table(self) -> None:
+        if any("|" in part for part in self._parts[self._line :]):
+            del self._parts[self._line :]
+
+    def unsaid(self) -> None:
+        self._parts.clear()
+        self.blocks.clear()

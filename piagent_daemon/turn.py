@@ -174,7 +174,7 @@ class Assistant:
             job.attach(pace.close)
             stage, since, told = pace.stage, loop.time(), False
             while True:
-                filler_at = voice.filler_at if voice and pace.stage else NEVER
+                filler_at = voice.filler_at if voice else NEVER
                 await pace.wait(min(deadline, filler_at, since + STAGE_S if stage and not told else NEVER))
                 while pace.text_due:
                     run.finish, text = pace.finish, pace.take()
@@ -187,7 +187,7 @@ class Assistant:
                     late = ProviderTimeout(f"The answer was not complete within {settings.total_timeout_s:g} seconds.")
                     self._ladder.overdue(call, late)
                     raise late
-                if voice and pace.stage and now >= filler_at:
+                if voice and now >= voice.filler_at:
                     yield voice.fill()
                 if pace.stage != stage:
                     stage, since, told = pace.stage, now, False
@@ -216,7 +216,7 @@ class Assistant:
             if call.served != plan.request.model:
                 said = self._ledger.tokens(call.served, plan.request.messages)
             self._ledger.calibrate(call.served, said, usage.prompt_tokens)
-        fields: dict[str, Any] = {}
+        speech, fields = run.speech(reply), dict[str, Any]()
         if plan.request.format is not None:
             fields["data"] = ending.parsed(reply)
         if finish.cached:
@@ -224,12 +224,12 @@ class Assistant:
         return job.stamp(
             FinalEvent,
             reply=reply,
-            speech=run.speech(reply),
+            speech=speech,
             model=call.served or job.model,
             provider=call.rung.name if call.rung else self._ladder.home(job.agent.provider).name,
             agent=job.agent.name,
             finish_reason="cancelled" if cancelled else "length" if run.too_long else finish.reason,
-            expects_reply=expects_reply(reply),
+            expects_reply=expects_reply(speech or reply),
             usage=usage,
             timing=ending.timing(run, finish),
             context=ContextUse(

@@ -8,7 +8,8 @@ from piagent_daemon.sentences import Splitter
 class Voice:
     """Makes the `sentence` events of one job.
 
-    `filler_at` is the loop time at which the agent's filler has to be said if no word came before, else NEVER.
+    `filler_at` is the loop time at which the agent's filler has to be said, NEVER once a word to be spoken came; what a
+    model thinks in its text is none.
     """
 
     def __init__(self, job: Job, asked_at: float) -> None:
@@ -22,6 +23,8 @@ class Voice:
     def hear(self, text: str, *, more: bool) -> list[Sentence]:
         """Take the next text of the answer; `more`: further text is there already, so nothing needs to be hurried."""
         ready = self._splitter.feed(text)
+        if self._splitter.begun:
+            self.filler_at = NEVER
         return self._say(ready if more else ready + self._splitter.hurry())
 
     def finish(self) -> list[Sentence]:

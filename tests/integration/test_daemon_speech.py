@@ -56,6 +56,17 @@ async def test_an_answer_comes_as_sentences_for_the_ear(
     assert qos == {"accepted": 1, "sentence": 0, "final": 1}
 
 
+async def test_a_question_before_what_is_not_spoken_expects_a_reply(
+    daemon: DaemonFactory, model_server: FakeOllama, observer: Observer
+) -> None:
+    await daemon(ollama_host=model_server.url)
+    for stream in ("sentences", False):
+        for rest in ("```sh\nls -la\n```", "---", "| a | b |\n|---|---|\n| 1 | 2 |", "<!-- no -->"):
+            model_server.next(reply=f"Shall I run it?\n\n{rest}")
+            final = await ask(observer, "k", {"message": "Clean up", "stream": stream})
+            assert (final["speech"], final["expects_reply"]) == ("Shall I run it?", True)
+
+
 async def test_the_first_sentence_comes_while_the_model_goes_on(
     daemon: DaemonFactory, model_server: FakeOllama, observer: Observer
 ) -> None:
@@ -94,6 +105,9 @@ async def test_an_agent_with_a_filler_and_stop_phrases(
     filler = next(one for one in observer.messages if one.field("type") == "sentence" and one.json == waited[1])
     end = next(one for one in observer.messages if one.field("request_id") == "long" and one.field("type") == "final")
     assert filler.time < end.time
+    # also while the model thinks in its text
+    model_server.next(tokens=["\n", *["<think>", *["hm "] * 20, "</think>"], "Yes. Sir."], tokens_per_s=30)
+    assert spoken(await observer.ask("hall", {"message": "Well", "agent": "butler"})) == ["One moment.", "Yes.", "Sir."]
     # without sentences nothing is filled in
     model_server.next(reply="Again.", first_token_delay_s=0.6)
     assert spoken(await observer.ask("hall", {"message": "Again", "stream": True})) == []

@@ -15,11 +15,11 @@ CODES = sorted(
 
 @pytest.mark.parametrize("code", [*CODES, UNSPEAKABLE])
 def test_every_error_has_a_sentence_that_can_be_spoken(code: str) -> None:
-    for language in ("en", "de", "fr", "es", "it", "nl"):
+    for language in ("en", "de", "fr", "es", "it", "nl", "zh", "ja"):
         sentence = apology(code, language)
         assert speakable(sentence) == sentence
-        assert 10 < len(sentence) < 80
-        assert sentence[-1] == "."
+        assert 8 < len(sentence) < 80
+        assert sentence[-1] == ("。" if language in {"zh", "ja"} else ".")
 
 
 def test_every_language_has_every_sentence() -> None:
@@ -36,8 +36,10 @@ def test_every_language_has_every_sentence() -> None:
         (("de_CH",), "Entschuldigung"),
         (("DE-at",), "Entschuldigung"),
         ((None, "fr-CA", "de"), "Désolé"),
-        (("ja", "es"), "Lo siento"),
-        (("ja",), "Sorry, my"),
+        (("zh-Hans-CN", "es"), "抱歉"),
+        (("ja_JP",), "すみません"),
+        (("fi", "es"), "Lo siento"),
+        (("fi",), "Sorry, my"),
     ],
 )
 def test_the_first_language_that_we_speak_is_used(languages: tuple[str | None, ...], begins: str) -> None:

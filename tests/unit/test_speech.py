@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from piagent_daemon.speech import expects_reply, speakable
+from piagent_daemon.speech import cleaned, expects_reply, speakable
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,17 @@ from piagent_daemon.speech import expects_reply, speakable
         ("<|im_start|>Hello<|im_end|> <b>you</b><!-- no -->", "Hello you"),
         ("Done 😀👨‍👩‍👧 🇩🇪! 1️⃣ ☀️ ✅", "Done ! 1"),
         ("\\*not\\* emphasis \\#", "not emphasis #"),
+        ("one  \ntwo", "one. two"),
+        (
+            "10 * x + 2 * (a * b), (1) * 2, the * key, a *b* c, 3*x",
+            "10 × x + 2 × (a × b), (1) × 2, the key, a b c, 3 × x",
+        ),
+        ("See **https://x.y/Foo_(bar)**. Or github.com/foo/.", "See a link. Or a link."),
+        ("$\\frac{1}{2}$ and $x^{10} \\le 5$ cost $5 or 10$", "1 / 2 and x^10 ≤ 5 cost $5 or 10$"),
+        ("\\[ never closed", "[ never closed"),
+        ("    Not code.\n\n    Code.", "Not code."),
+        ("<!-- a --> b --> c", "b --> c"),
+        ("``x`` and ```` ``` ```` too", "x and too"),
         ("نعم، می‌خواهم क्‍ष 東京は晴れです。", "نعم، می‌خواهم क्‍ष 東京は晴れです。"),
     ],
 )
@@ -62,7 +73,24 @@ def test_a_statement_does_not(text: str) -> None:
     assert not expects_reply(text)
 
 
-WORDS = ["```", "<think>", "</think>", "<!--", "-->", "https://", "www.", "x.y", "[a](b)", "**", "hm", "<b>"]
+WORDS = [
+    "```",
+    "<think>",
+    "</think>",
+    "<!--",
+    "-->",
+    "https://",
+    "www.",
+    "x.y",
+    "[a](b)",
+    "**",
+    "hm",
+    "<b>",
+    "$$",
+    "$a_b$",
+    "\\[ ",
+    "\\]",
+]
 LINES = ["\n", "```\n", "| a |\n", "|-|-|\n", "- ", "1. "]
 SIGNS = st.sampled_from([*"*_`~#<>[]()|\\-+=!:. a1😀\u200d\ufe0f", *WORDS, *LINES])
 
@@ -74,10 +102,10 @@ SIGNS = st.sampled_from([*"*_`~#<>[]()|\\-+=!:. a1😀\u200d\ufe0f", *WORDS, *LI
 @example("~*~")
 def test_any_text_is_spoken_without_markup(text: str) -> None:
     spoken = speakable(text)
-    assert speakable(spoken) == spoken
+    assert cleaned(spoken) == spoken
     assert "\n" not in spoken
     assert spoken == spoken.strip()
-    assert not re.search(r"[*`😀]|~~|<think>|</think>|<!--|https?://\w|\[\w*\]\(\w*\)|<[a-z]+>|^[-+] ", spoken)
+    assert not re.search(r"[*`😀]|~~|<think>|</think>|<!--|https?://\w|\[\w*\]\(\w*\)|<[a-z]+>", spoken)
     expects_reply(text)
 
 
@@ -98,14 +126,16 @@ def test_what_is_a_tag_and_what_is_not(text: str, spoken: str) -> None:
 
 @given(st.text(st.characters(codec=None)))
 def test_any_character_at_all(text: str) -> None:
-    assert speakable(speakable(text)) == speakable(text)
+    assert cleaned(speakable(text)) == speakable(text)
 
 
 @pytest.mark.parametrize(
     "piece",
     ["a", "*", "_", "_a", "[", "![", "[a](", "[[]]", "<", "<a", "<|", "<think>", "</think>", "<!--", "`", "~", "|",
      "a|\n", "\n", "a\n", "-\n- a\n",
-     "# ", "> ", "😀", "\u200d", "http://", "www.", "1*", "\\", "\\[", "1. ", " ", "~~~\n", "(()", "?", "? "],
+     "# ", "> ", "😀", "\u200d", "http://", "www.", "1*", "\\", "\\[", "1. ", " ", "~~~\n", "(()", "?", "? ", "$",
+     "$$", "$$a", "$a$", "\\[ ", "\\(", "a```", "a*b", "    a\n", "[1]: x\n", "[^1]: ", "a.b/", "http://(", "\\text{",
+     "\\frac{", "a.b."],
 )  # fmt: skip
 def test_a_hostile_reply_takes_no_time(piece: str) -> None:
     text = (piece * 100_000)[:100_000]
@@ -113,7 +143,7 @@ def test_a_hostile_reply_takes_no_time(piece: str) -> None:
     speakable(text)
     speakable(f"{text}\nx")
     expects_reply(text)
-    assert time.process_time() - start < 0.4  # about 0.03 on a quiet machine; anything quadratic takes seconds
+    assert time.process_time() - start < 1.5  # about 0.2 on a quiet machine; anything quadratic takes seconds
 
 
 def test_it_costs_next_to_nothing() -> None:
