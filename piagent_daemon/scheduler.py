@@ -223,6 +223,9 @@ class Scheduler:
             self._idle.set()
 
     def _send(self, job: Job, event: Event) -> None:
+        job.channel.send(event)  # first: somebody waits for it
+        if isinstance(event, FinalEvent | ErrorEvent):
+            self._tally.ended(event)
         if isinstance(event, FinalEvent) and event.reply and not job.alone:
             self._loops.replied(job.conversation_id, event.reply)
             if self._config.settings.log_messages:
@@ -230,9 +233,6 @@ class Scheduler:
             self._spoken.answered(job, event.reply)
             if job.spoken_index is not None and event.finish_reason != "cancelled":  # it came too late to stop anything
                 self._shorten(job.conversation_id, job.request_id, job.spoken_index)
-        if isinstance(event, FinalEvent | ErrorEvent):
-            self._tally.ended(event)
-        job.channel.send(event)
 
     # -------------------------------------------------------------------------------------------------- ending early
 
