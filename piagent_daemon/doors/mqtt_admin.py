@@ -11,7 +11,7 @@ from piagent_daemon.contract import AdminError, AdminResponse
 from piagent_daemon.doors.mqtt_connection import JSON, Packed
 from piagent_daemon.doors.mqtt_letter import Letter, check_response_topic, delivery_of
 from piagent_daemon.doors.mqtt_link import Link
-from piagent_daemon.doors.mqtt_reply import HEADER_BYTES, Receipt
+from piagent_daemon.doors.mqtt_reply import Receipt
 from piagent_daemon.errors import Busy, InternalError, InvalidRequest, PiagentError
 from piagent_daemon.ports import Admin
 from piagent_daemon.topics import Topics
@@ -94,8 +94,7 @@ class Clerk:
     def _publish(self, topic: str, letter: Letter, receipt: Receipt, response: AdminResponse) -> None:
         properties = JSON if letter.correlation is None else Packed(letter.correlation)
         payload = response.encode()
-        overhead = len(topic.encode()) + len(properties.pack()) + HEADER_BYTES
-        if len(payload) + overhead > self._link.outbox.max_packet:
+        if not self._link.outbox.fits(topic, payload, properties):
             why = InternalError(f"The response has {len(payload)} bytes; the MQTT broker does not take that.")
             response = _failure(why, letter.payload)
             payload = response.encode()

@@ -27,6 +27,8 @@ CROWD: Final = 1000
 CROWD_BYTES: Final = 16_000_000
 """Kept messages, and their bytes, above which no new requests are taken."""
 POISON_LOSSES: Final = 3
+HEADER_BYTES: Final = 16
+"""A PUBLISH packet beside its topic, properties and payload."""
 PROBE_S: Final = 0.5
 """Silence on a connection after a quick loss: if it is lost as well, none of our messages was the cause."""
 POISONED: Final = -1
@@ -43,6 +45,11 @@ class Parcel:
     qos: int = 1
     retain: bool = False
     done: Callable[[int], None] | None = None
+
+
+def overhead(topic: str, properties: Properties = JSON) -> int:
+    """Return the bytes of a PUBLISH packet beside its payload, or a few more."""
+    return len(topic.encode()) + len(properties.pack()) + HEADER_BYTES  # type: ignore[no-untyped-call]
 
 
 class Outbox:
@@ -76,6 +83,10 @@ class Outbox:
     def max_packet(self) -> int:
         """The largest packet in bytes that the broker takes; it closes the connection at a larger one."""
         return self._welcome.max_packet
+
+    def fits(self, topic: str, payload: bytes, properties: Properties = JSON) -> bool:
+        """Tell whether the broker takes a message of this size."""
+        return len(payload) + overhead(topic, properties) <= self.max_packet
 
     @property
     def crowded(self) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import random
 import socket
 from pathlib import Path
@@ -268,6 +269,38 @@ async def test_an_answer_that_the_broker_does_not_take_blocks_nobody(new_broker:
             assert not [one for one in observer.events(innocent) if one["type"] == "error"]
         assert broker.output.count("Sending CONNACK to door-") <= 5
         assert door.state.reasons == ()
+
+
+@both
+async def test_an_announcement_that_the_broker_does_not_take_is_left_out(
+    new_broker: BrokerFactory, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = new_broker(extra=["max_packet_size 4000"])
+    large, topic = "x" * 8000, "homeassistant/device/piagent/config"
+    async with (
+        Observer(broker.port) as observer,
+        open_door(broker.port, EchoEngine(), mqtt_protocol=protocol, mqtt_client_id="door") as door,
+    ):
+        await observer.subscribe("piagent/+/out")
+        await observer.subscribe("homeassistant/#")
+        door.announce("piagent/health", lambda: b'{"status":"ok"}')
+        door.announce(topic, lambda: json.dumps({"text": large}).encode())
+        await observer.ask("k", "before", 10)
+        await until(lambda: "does not take the message" in caplog.text, 15)
+        await until(lambda: door.state.connected)
+        connects = broker.output.count("Sending CONNACK to door")
+        assert connects <= 4
+        await asyncio.to_thread(broker.restart)
+        await until(lambda: broker.output.count("Sending CONNACK to door") > connects, 15)
+        await observer.ask("k", "after", 15)
+        door.announce(topic, lambda: json.dumps({"text": large}).encode())
+        await observer.ask("k", "still there", 10)
+        assert broker.output.count("Sending CONNACK to door") == connects + 1
+        assert not door._link.outbox._kept
+        large = "x"
+        door.announce(topic, lambda: json.dumps({"text": large}).encode())
+        await observer.wait(lambda message: message.topic == topic and message.field("text") == "x")
+    assert len([record for record in caplog.records if "does not take the message" in record.message]) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- TLS
