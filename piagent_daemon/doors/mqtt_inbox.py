@@ -207,12 +207,12 @@ class Inbox:
             return
         receipt = Receipt(self._link)
         receipt.add(letter.generation, letter.packet_id, letter.qos)
-        if wire.is_own_event(letter.payload):
-            self._drop(letter, receipt, "own event", "is a copy of our own event")
-            return
         reply = Reply(self._replies, receipt, correlation=letter.correlation)
         try:
-            await self._hand_over(letter, receipt, reply)
+            if wire.is_own_event(letter.payload):
+                self._drop(letter, receipt, "own event", "is a copy of our own event")
+            else:
+                await self._hand_over(letter, receipt, reply)
         except Exception:
             log.exception("a request on %.64r failed by a defect", letter.topic)
             self._refuse(letter, reply, letter.inbound.name, InternalError())
@@ -270,7 +270,7 @@ class Inbox:
         reply.send(
             wire.refusal(
                 error,
-                conversation_id=conversation_id or str(uuid4()),
+                conversation_id=conversation_id or wire.conversation_id_in(letter.payload) or str(uuid4()),
                 request_id=wire.request_id_in(letter.payload) or str(uuid4()),
                 clock=self._clock,
                 metadata=wire.metadata_in(letter.payload),

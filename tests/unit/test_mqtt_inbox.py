@@ -159,6 +159,38 @@ async def test_without_a_conversation_a_refusal_gets_a_new_one() -> None:
     assert bench.connection.published[0][0] == f"piagent/{event['conversation_id']}/out"
 
 
+async def test_without_a_conversation_in_the_topic_a_refusal_goes_to_the_one_of_the_object() -> None:
+    bench = Bench()
+    await bench.take("piagent/in", b'{"message": "hi", "conversation_id": "kitchen", "colour": 1}')
+    await bench.take("piagent/in", b'{"message": "hi", "conversation_id": "hall"}', ResponseTopic="evil/topic")
+    topics = ["piagent/kitchen/out", "piagent/hall/out"]
+    assert [topic for topic, *_ in bench.connection.published] == topics
+    assert [event["conversation_id"] for event in bench.terminals] == ["kitchen", "hall"]
+
+
+async def test_two_clients_with_one_id_and_no_conversation_get_answers_of_their_own() -> None:
+    bench = Bench()
+    bench.engine.hold = True
+    for name in ("a", "b"):
+        payload = json.dumps({"id": "1", "message": f"question of {name}"}).encode()
+        await bench.take("piagent/in", payload, ResponseTopic=f"piagent/{name}/answers")
+    assert bench.engine.messages == ["question of a", "question of b"]
+    assert not bench.engine.duplicates
+
+
+async def test_what_only_looks_like_an_event_of_ours_is_answered() -> None:
+    bench = Bench()
+    await bench.take("piagent/k/in", b'{"request_id":"a","seq":0,"conversation_id":"k","type":[],"id":"q1"}')
+    (event,) = bench.terminals
+    assert (event["request_id"], event["code"]) == ("q1", "invalid_request")
+
+
+async def test_a_refusal_names_the_request_behind_a_byte_order_mark() -> None:
+    bench = Bench()
+    await bench.take("piagent/k/in", b'\xef\xbb\xbf{"message": "hi", "id": "q7", "colour": 1}')
+    assert bench.terminals[0]["request_id"] == "q7"
+
+
 async def test_a_refusal_names_the_request() -> None:
     bench = Bench()
     await bench.take("piagent/k/in", b'{"message": "hi", "id": "q7", "colour": 1, "metadata": {"room": "attic"}}')
