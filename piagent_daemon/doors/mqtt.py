@@ -117,19 +117,24 @@ class MqttDoor:
         self._inbox.close()
         self._selftest.end()
         self._replies.hurry()
+        self._leaving = True
+        self._retained.set(self._topics.health, lambda: self._will)
+        said_goodbye = False
         try:
             async with asyncio.timeout(deadline_s if self._link.connected else min(deadline_s, RETURN_S)):
+                await self._clerk.stop()
                 await self._link.outbox.quiet()
-                self._leaving = True
                 if self._link.connected:
-                    self._retained.set(self._topics.health, lambda: self._will)
                     self._retained.tell(self._topics.health)
                     await self._link.outbox.quiet()
+                    said_goodbye = True
         except TimeoutError:
             log.warning("the broker did not acknowledge everything before the stop")
-        await self._clerk.stop()
         await self._inbox.stop()
-        await self._link.close(max(0.0, min(GOODBYE_S, until - loop.time())))
+        if said_goodbye:
+            await self._link.close(max(0.0, min(GOODBYE_S, until - loop.time())))
+        else:
+            await self._link.cut()
 
     # ---------------------------------------------------------------------------------------------------------- guests
 

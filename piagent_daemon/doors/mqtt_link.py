@@ -98,6 +98,11 @@ class Link:
         if self.connected and self._ended:
             self._connection.disconnect()
             await asyncio.wait([self._ended], timeout=patience_s)
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Leave without a goodbye: the broker then publishes the will."""
+        self._closing = True
         await self._task.stop()
         self._connection.abort()
 

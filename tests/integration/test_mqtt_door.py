@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from piagent_daemon.doors import mqtt_task
+from piagent_daemon.doors import mqtt_connection, mqtt_task
 from piagent_daemon.doors.mqtt_admin import MAX_TASKS
+from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto
 from tests.fakes.echo_engine import EchoEngine, kill, make_door, open_door, until
 from tests.fakes.observer import Observer
@@ -252,13 +253,33 @@ async def test_the_goodbye_is_the_last_word(
         """Report health while the door closes, as the daemon's report may."""
         door.announce(f"{base_topic}/health", lambda: b'{"status":"ok"}')
 
-    monkeypatch.setattr(door._clerk, "stop", late)
+    monkeypatch.setattr(door._inbox, "stop", late)
     await door.stop(5)
     async with Observer(mosquitto.port, base=base_topic) as newcomer:
         await newcomer.subscribe(f"{base_topic}/health")
         first = await newcomer.wait(lambda message: message.topic.endswith("/health"))
     assert first.field("status") == "offline"
     assert [one.field("status") for one in observer.on(f"{base_topic}/health")] == ["offline"]
+
+
+@both
+async def test_a_stop_that_cannot_say_goodbye_leaves_that_to_the_will(
+    new_broker: BrokerFactory, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_connection, "WILL_DELAY_S", 0)
+    broker = new_broker()
+    door = make_door(broker.port, EchoEngine(), mqtt_protocol=protocol)
+    door.announce("piagent/health", lambda: b'{"status":"ok"}')
+    await door.start()
+    await asyncio.wait_for(door.ready(), 5)
+    await asyncio.wait_for(door._link.outbox.quiet(), 5)
+    broker.pause()
+    door.announce("piagent/info", lambda: b"{}")  # this is never acknowledged, so the stop waits for it in vain
+    await door.stop(0.3)
+    broker.resume()
+    async with Observer(broker.port) as observer:
+        await observer.subscribe("piagent/health")
+        await observer.wait(lambda message: message.field("status") == "offline")
 
 
 @both
