@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from piagent_daemon.doors import mqtt_trouble
+from piagent_daemon.doors import mqtt_link, mqtt_trouble
 from piagent_daemon.doors.mqtt import MqttDoor
 from piagent_daemon.errors import ConfigError
 from tests.conftest import BrokerFactory
@@ -245,6 +245,19 @@ async def test_two_daemons_with_one_client_id_stop_quarrelling(
     assert broker.output.count("Sending CONNACK to same") < 10
     for door in doors:
         await door.stop(1)
+
+
+async def test_a_quarrel_over_the_client_id_is_over_when_the_connection_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt_trouble, "DUEL_PAUSE_S", (0.0, 0.0))
+    monkeypatch.setattr(mqtt_link, "STABLE_S", 0.2)
+    told: list[tuple[bool, tuple[str, ...]]] = []
+    async with ScriptedBroker() as broker, open_door(broker.port, EchoEngine()) as door:
+        door.on_change = lambda: told.append((door.state.connected, door.state.reasons))
+        for number in range(mqtt_trouble.DUEL_LOSSES):
+            broker.drop()
+            await until(functools.partial(is_past, door, number + 1))
+        await until(lambda: told[-1:] == [(True, ())])
+        assert (True, ("duplicate_client_id",)) in told
 
 
 # ------------------------------------------------------------------------------------------------------ poison
