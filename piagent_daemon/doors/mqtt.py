@@ -48,7 +48,7 @@ class MqttDoor:
         self._will = will
         self._link = Link(settings, _tls_context(settings), will, self)
         self._replies = Replies(self._link, self._topics, clock, self._on_code)
-        self._clerk = Clerk(admin, self._link, self._topics, settings.response_topic_prefixes)
+        self._clerk = Clerk(admin, self._replies, settings.response_topic_prefixes)
         self._inbox = Inbox(settings, intake, self._clerk, self._replies)
         self._selftest = SelfTest(self._link.outbox, self._topics, clock, self._on_verdict)
         self._ready = asyncio.Event()

@@ -72,6 +72,7 @@ class Inbox:
     def close(self) -> None:
         """Hand nothing more to the engine. What came at QoS 1 stays unacknowledged, so that the broker keeps it."""
         self._closed = True
+        self._clerk.close()
 
     async def stop(self) -> None:
         """End reading."""
@@ -172,11 +173,9 @@ class Inbox:
             await self._ask(letter)
         elif kind == GUEST:
             await self._receive(letter)
-        elif self._closed:
-            return
         elif kind == "request":
             self._clerk.take(letter)
-        elif name is not None:
+        elif name is not None and not (self._closed and letter.qos):
             await self._intake.reset(name)
             self._link.ack(letter.generation, letter.packet_id, letter.qos)
 

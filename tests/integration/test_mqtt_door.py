@@ -224,6 +224,19 @@ async def test_too_many_admin_requests_are_busy(mosquitto: Mosquitto, base_topic
         await until(lambda: sum(message.field("status") == "ok" for message in observer.messages) == MAX_TASKS)
 
 
+async def test_a_stop_tells_whose_request_it_cuts_off(
+    mosquitto: Mosquitto, base_topic: str, observer: Observer
+) -> None:
+    engine = EchoEngine(gate=asyncio.Event())
+    async with open_door(mosquitto.port, engine, mqtt_base_topic=base_topic):
+        for qos in (0, 1):
+            await observer.publish(f"{base_topic}/request/slow", {"transaction": qos}, qos)
+        await until(lambda: len(engine.administered) == 2)
+    await observer.wait(lambda message: message.field("status") == "offline")
+    (cut,) = observer.on(f"{base_topic}/response/slow")
+    assert (cut.json["error"]["code"], cut.json["transaction"]) == ("shutting_down", 0)
+
+
 @both
 async def test_announcements_are_retained_and_come_again(mosquitto: Mosquitto, base_topic: str, protocol: str) -> None:
     engine = EchoEngine()

@@ -14,6 +14,7 @@ from paho.mqtt.properties import Properties
 
 from piagent_daemon.doors.mqtt import MqttDoor
 from piagent_daemon.doors.mqtt_connection import Welcome
+from piagent_daemon.doors.mqtt_outbox import POISONED
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import is_publishable
 from tests.fakes.doubles import FakeClock
@@ -45,19 +46,24 @@ class DeafConnection:
 class Bench:
     """A door whose connection is a double; `take` brings a message and lets it be read."""
 
-    def __init__(self) -> None:
-        self.engine = EchoEngine()
+    def __init__(self, **welcome: Any) -> None:
+        self.engine, self.clock = EchoEngine(), FakeClock()
+        self.codes: list[int] = []
+        """What the broker says of the next messages; of all others that it has them."""
+        self.holds = False
         configured = Settings(mqtt_client_id="bench", mqtt_port=1)
-        self.door = MqttDoor(configured, self.engine, self.engine, FakeClock(), b"{}")
+        self.door = MqttDoor(configured, self.engine, self.engine, self.clock, b"{}")
         self.connection = DeafConnection()
         link: Any = self.door._link
         link._connection = self.connection
         link.connected, link.generation = True, 1
-        link.outbox.attach(self.connection, Welcome(session_present=False))
+        link.outbox.attach(self.connection, Welcome(session_present=False, **welcome))
 
-    async def take(self, topic: str, payload: bytes, *, retain: bool = False, **properties: Any) -> None:
+    async def take(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, dup: bool = False, **properties: Any
+    ) -> None:
         message = paho.MQTTMessage(7, topic.encode())
-        message.payload, message.qos, message.retain = payload, 1, retain
+        message.payload, message.qos, message.retain, message.dup = payload, qos, retain, dup
         message.properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         for name, value in properties.items():
             setattr(message.properties, name, value)
@@ -68,8 +74,18 @@ class Bench:
         if running := self.door._clerk._tasks:
             await asyncio.wait(running)
             await asyncio.sleep(0)
-        for number in range(1, len(self.connection.published) + 1):
-            self.door._link.outbox.on_puback(number, 0)
+        if not self.holds:
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Take the broker's word for all that was published."""
+        while unacked := list(self.door._link.outbox._unacked):
+            for number in unacked:
+                self.door._link.outbox.on_puback(number, self.codes.pop(0) if self.codes else 0)
+
+    @property
+    def responses(self) -> list[dict[str, Any]]:
+        return [json.loads(payload) for topic, payload, _ in self.connection.published if "/response/" in topic]
 
     @property
     def terminals(self) -> list[dict[str, Any]]:
@@ -142,6 +158,69 @@ async def test_an_admin_request_that_meets_a_defect_is_answered() -> None:
     assert json.loads(published[1])["error"]["code"] == "internal"
     assert json.loads(published[1])["transaction"] == 3
     assert bench.connection.acked == [7]
+
+
+async def test_an_admin_request_brought_again_before_the_puback_is_answered_once() -> None:
+    bench = Bench()
+    bench.holds = True
+    await bench.take("piagent/request/health", b"{}")
+    assert not bench.connection.acked
+    bench.holds = False
+    await bench.take("piagent/request/health", b"{}", dup=True)
+    assert len(bench.engine.administered) == 1
+    assert bench.connection.acked == [7]
+
+
+async def test_of_two_copies_one_is_answered_also_when_the_broker_held_the_other_back() -> None:
+    bench = Bench()
+    pairs = [((0, 30.0), (1, 30.0)), ((0, 0.1), (0, 30.0)), ((1, 0.1), (0, 30.0))]
+    for number, pair in enumerate(pairs, start=1):
+        for qos, pause_s in pair:
+            await bench.take("piagent/request/cancel", b'{"id": "q"}', qos=qos)
+            bench.clock.advance(pause_s)
+        assert len(bench.engine.administered) == number
+    assert len(bench.connection.acked) == 2
+    for payload, qos in ((b"1", 1), (b"1", 1), (b"2", 0), (b"3", 0)):  # asked anew, or something else
+        await bench.take("piagent/request/cancel", payload, qos=qos)
+        bench.clock.advance(5)
+    assert len(bench.engine.administered) == len(pairs) + 4
+
+
+@pytest.mark.parametrize("code", [POISONED, 0x95])
+async def test_a_response_that_the_broker_does_not_take_is_replaced(code: int) -> None:
+    bench = Bench()
+    bench.codes = [0, code]
+    await bench.take("piagent/request/models/list", b'{"transaction": 3}')
+    assert [response["status"] for response in bench.responses] == ["progress", "ok", "error"]
+    assert bench.responses[-1]["error"]["code"] == "internal"
+    assert bench.responses[-1]["transaction"] == 3
+    assert bench.connection.acked == [7]
+
+
+async def test_a_response_that_the_broker_refuses_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.codes = [0, 0x87]
+    await bench.take("piagent/request/health", b"{}")
+    assert "0x87" in caplog.text
+    assert bench.connection.acked == [7]
+
+
+async def test_a_progress_that_is_too_large_is_left_out() -> None:
+    bench = Bench(max_packet=110)
+    await bench.take("piagent/request/" + "x" * 30, b"")
+    assert [response["status"] for response in bench.responses] == ["ok"]
+
+
+async def test_while_it_stops_qos_0_is_told_so_and_qos_1_left_to_the_broker() -> None:
+    bench = Bench()
+    await bench.door.stop_intake()
+    for qos in (0, 1):
+        await bench.take("piagent/request/health", b'{"transaction": 3}', qos=qos)
+        await bench.take("piagent/k/reset", b"", qos=qos)
+    (response,) = bench.responses
+    assert (response["error"]["code"], response["transaction"]) == ("shutting_down", 3)
+    assert bench.engine.resets == ["k"]
+    assert not bench.connection.acked
 
 
 async def test_a_deep_payload_does_no_harm() -> None:
