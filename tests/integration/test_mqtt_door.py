@@ -40,6 +40,22 @@ async def test_a_question_gets_its_events(mosquitto: Mosquitto, base_topic: str,
         assert door.alive
 
 
+@both
+async def test_the_conversation_of_the_self_test_is_one_like_any_other(
+    mosquitto: Mosquitto, base_topic: str, protocol: str
+) -> None:
+    engine = EchoEngine()
+    async with (
+        open_door(mosquitto.port, engine, mqtt_base_topic=base_topic, mqtt_protocol=protocol) as door,
+        Observer(mosquitto.port, base=base_topic) as observer,
+    ):
+        await observer.subscribe(f"{base_topic}/+/out")
+        assert (await observer.ask("piagent-selftest", {"message": "hello", "id": "q"}))[-1]["reply"] == "hello"
+        await observer.ask("kitchen", "sync")
+        assert not engine.refusals
+        assert door.state.reasons == ()
+
+
 async def test_without_a_conversation(mosquitto: Mosquitto, base_topic: str, observer: Observer) -> None:
     engine = EchoEngine()
     async with open_door(mosquitto.port, engine, mqtt_base_topic=base_topic):
