@@ -210,7 +210,7 @@ class MqttDoor:
         if code == NOT_AUTHORIZED and ACL_PUBLISH not in self._denied:
             log.error('the broker does not let us publish answers: allow this user to write "%s/#"', self._topics.base)
             self._on_verdict(self._denied | {ACL_PUBLISH})
-        elif code == 0 and self._link.protocol == "5" and ACL_PUBLISH in self._denied:
+        elif 0 <= code < UNSPECIFIED and self._link.protocol == "5" and ACL_PUBLISH in self._denied:
             self._on_verdict(self._denied - {ACL_PUBLISH})
 
 

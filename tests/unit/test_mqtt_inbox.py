@@ -228,6 +228,15 @@ async def test_while_it_stops_qos_0_is_told_so_and_qos_1_left_to_the_broker() ->
     assert not bench.connection.acked
 
 
+async def test_an_answer_that_nobody_heard_proves_the_right_to_publish() -> None:
+    bench = Bench()
+    bench.door._denied = frozenset({"acl_publish"})
+    bench.codes = [0, 0x10]
+    await bench.take("piagent/k/in", b"hello")
+    assert bench.door.state.reasons == ()
+    bench.door._replies.hurry()
+
+
 async def test_a_deep_payload_does_no_harm() -> None:
     bench = Bench()
     await bench.take("piagent/k/in", b'{"metadata":' + b"[" * 50_000)
