@@ -39,6 +39,8 @@ LEFT_OVER: Final = (
     "a message on %.64r is none of ours: the broker still holds a subscription of earlier settings (MQTT_BASE_TOPIC, "
     "HA_DISCOVERY_PREFIX); a new MQTT_CLIENT_ID leaves it behind"
 )
+RESPONSE: Final = b'{"status":"'
+"""How each of our own responses begins."""
 STUCK_S: Final = 60.0
 SELDOM_S: Final = 10.0
 
@@ -68,7 +70,7 @@ class Inbox:
         self._retained = Seldom(math.inf)
         self._left_over = Seldom(math.inf)
         self._own = {self._topics.response(method) for method in TWICE}
-        """Our own answers that come back, since our filters for conversations match their topics, too."""
+        """Where our own responses come back from, since our filters for conversations match these topics, too."""
         self._seldom = Seldom(SELDOM_S)
 
     # ------------------------------------------------------------------------------------------------------- lifecycle
@@ -112,7 +114,7 @@ class Inbox:
             if self._retained(topic, now):
                 log.warning("a retained message on %.64r is ignored: it would come again at each connect", topic)
         elif inbound is None and guest is None:
-            self._pass_over(topic, now)
+            self._pass_over(topic, bytes(message.payload), now)
         else:
             inbound = inbound or Inbound(GUEST, None)
             letter = open_letter(message, topic, inbound, generation=self._link.generation, received=now)
@@ -125,8 +127,8 @@ class Inbox:
                 return
         self._link.ack(self._link.generation, message.mid, message.qos)
 
-    def _pass_over(self, topic: str, now: float) -> None:
-        if topic in self._own:
+    def _pass_over(self, topic: str, payload: bytes, now: float) -> None:
+        if topic in self._own and payload.startswith(RESPONSE):
             return
         if topic and not any(paho.topic_matches_sub(name, topic) for name, _ in self._topics.filters):
             if self._left_over("left over", now):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from piagent_daemon.contract import AdminResponse
 from piagent_daemon.doors import mqtt_inbox
 from piagent_daemon.doors.mqtt import MqttDoor
 from piagent_daemon.doors.mqtt_connection import Welcome
@@ -315,10 +316,12 @@ async def test_a_subscription_of_earlier_settings_is_told_once_and_not_counted(
 @pytest.mark.parametrize("method", ["cancel", "in", "reset"])
 async def test_our_own_answers_that_come_back_are_passed_over(method: str, caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
-    await bench.take(f"piagent/response/{method}", b"{}")
+    await bench.take(f"piagent/response/{method}", AdminResponse(status="ok", data={}).encode())
     assert bench.connection.acked == [7]
     assert not bench.engine.refusals
     assert not caplog.records
+    await bench.take(f"piagent/response/{method}", b"somebody else's")
+    assert bench.engine.refusals == {"topic": 1}
 
 
 async def test_cancels_that_wait_to_be_repeated_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
