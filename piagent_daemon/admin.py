@@ -46,7 +46,7 @@ METHODS: Final = {
 }
 """Method -> where it is, loaded only when used."""
 MAX_LONG: Final = 24
-"""Long requests that run at a time; the door takes some more, so that there is always room for a short one."""
+"""Long requests that run at a time; the door takes some more, so that these alone never shut out a short one."""
 
 
 class Progress(NamedTuple):

@@ -26,12 +26,13 @@ class OneModel(AnyModel):
     model: ModelName
 
 
-class SomeModel(AnyModel):
-    model: ModelName | None = None
-
-
 class Pull(Long):
     model: ModelName
+    provider: str | None = None
+
+
+class Reload(Long):
+    model: ModelName | None = None
     provider: str | None = None
 
 
@@ -112,8 +113,8 @@ async def delete(parts: Parts, params: OneModel) -> Any:
     return {"model": params.model}
 
 
-@takes(SomeModel)
-async def reload(parts: Parts, params: SomeModel) -> Any:
+@takes(Reload)
+async def reload(parts: Parts, params: Reload) -> Any:
     """Have a model dropped and loaded anew."""
     settings = parts.config.settings
     rung = parts.ladder.named(params.provider)

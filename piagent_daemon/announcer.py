@@ -80,7 +80,10 @@ class Announcer:
             log.debug("told Home Assistant about this daemon: %d bytes on %s", len(message), discovery.topic(settings))
 
     async def _look(self) -> None:
-        """Learn which models there are; without an answer the ones of before stand."""
+        """Learn which models there are; without an answer the ones of before stand.
+
+        `Config.models` would not do: it does not tell which of them can talk.
+        """
         try:
             async with asyncio.timeout(PATIENCE_S):
                 found = await self._provider.models()

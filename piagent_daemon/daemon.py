@@ -62,6 +62,8 @@ class Daemon:
         self._notifier = notifier
         self._reload = reload
         self._tasks: set[asyncio.Task[None]] = set()
+        self._readying: set[asyncio.Task[None]] = set()
+        """Those of them that end with READY=1."""
         self._failed: asyncio.Future[None] | None = None
         self._reloading = asyncio.Lock()
         self.stopping = asyncio.Event()
@@ -82,7 +84,7 @@ class Daemon:
         await self._chooser.restore()
         for door in self._doors:
             await door.start()
-        self._start(self._announce_ready(), "announce ready")
+        self._get_ready(self._announce_ready(), "announce ready")
         self._start(self._reporting.run(), "report health")
         self._start(self._sweep(), "sweep the memory")
         self._start(self._ping(), "ping the watchdog")
@@ -109,6 +111,9 @@ class Daemon:
         self._warmup.begin()
 
     async def _stop(self) -> None:
+        self.stopping.set()
+        for task in self._readying:
+            task.cancel()  # READY=1 after STOPPING=1 would be a lie
         self._notifier.stopping()
         log.info("stopping: finishing what runs")
         for door in self._doors:
@@ -138,10 +143,16 @@ class Daemon:
                 self._notifier.watchdog()
             await asyncio.sleep(interval_s)
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
+
+    def _get_ready(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._start(work, name)
+        self._readying.add(task)
+        task.add_done_callback(self._readying.discard)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Stop the daemon when one of its tasks dies by a defect: systemd starts it anew, and nothing is lost."""
@@ -174,8 +185,9 @@ class Daemon:
         self.stopping.set()
 
     def reload(self) -> None:
-        """Read settings and agents anew; what cannot be read leaves the old ones in force."""
-        self._start(self._reload_in_turn(), "reload")
+        """Read settings and agents anew; what cannot be read leaves the old ones in force. While stopping: nothing."""
+        if not self.stopping.is_set():
+            self._get_ready(self._reload_in_turn(), "reload")
 
     async def _reload_in_turn(self) -> None:
         async with self._reloading:
@@ -183,20 +195,29 @@ class Daemon:
 
     async def _do_reload(self) -> None:
         self._notifier.reloading()
-        try:
-            fresh = await self._reload()
-        except ConfigError as error:
-            for problem in error.problems:
-                log.error("reload refused: %s", problem)  # noqa: TRY400 - the problem says it all, a trace says nothing
-            self._reporting.config_rejected = True
-        else:
-            changed = {name for name, agent in fresh.agents.items() if self.config.agents.get(name) != agent}
-            settings = await self._chooser.over(fresh.settings, fresh.agents)
-            self.config.settings, self.config.agents = settings, fresh.agents
-            self._reporting.config_rejected = False
-            self._warmup.begin(changed)
-            log.info("reloaded: %d agents", len(fresh.agents))
+        self._reporting.config_rejected = not await self._renew()
         self._reporting.introduce()
         self._reporting.changed()
         self._announcer.changed()
         self._notifier.ready()
+
+    async def _renew(self) -> bool:
+        """Take over what settings and prompts say now; tell whether that could be done."""
+        try:
+            await self._take_over(await self._reload())
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("reload refused: %s", problem)  # noqa: TRY400 - the problem says it all, a trace says nothing
+        except Exception:
+            # Whatever a file brings about is no reason to end what runs.
+            log.exception("reload failed by a defect: the old settings and agents stay")
+        else:
+            return True
+        return False
+
+    async def _take_over(self, fresh: Config) -> None:
+        changed = {name for name, agent in fresh.agents.items() if self.config.agents.get(name) != agent}
+        settings = await self._chooser.over(fresh.settings, fresh.agents)
+        self.config.settings, self.config.agents = settings, fresh.agents
+        self._warmup.begin(changed)
+        log.info("reloaded: %d agents", len(fresh.agents))

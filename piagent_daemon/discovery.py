@@ -30,7 +30,7 @@ MAX_ATTRIBUTE: Final = 15_000
 CUT_ATTRIBUTE: Final = 2_500
 """What is left of a longer text: no character takes more than six bytes."""
 MAX_MODELS: Final = 50
-"""A server that has more is a catalogue, not a choice."""
+"""Of a server that has more only those are a choice that the settings or agents name: the rest is a catalogue."""
 LEAST_EXPIRY_S: Final = 60
 
 
@@ -50,12 +50,14 @@ def models_to_choose(info: Info, settings: Settings, on_server: Iterable[str]) -
     known = {info.defaults.model}
     if settings.models_allowed:
         return sorted(known | set(settings.models_allowed))
+    first = info.provider.split(",")[0].strip()
+    named = {info.model, *(agent.model for agent in info.agents if agent.provider == first)}
     found = set(on_server)
-    return sorted(known | set(info.models) | (found if len(found) <= MAX_MODELS else set()))
+    return sorted(known | named | (found if len(found) <= MAX_MODELS else set()))
 
 
 def message(info: Info, settings: Settings, on_server: Iterable[str] = ()) -> bytes:
-    """Return the payload. `on_server` are the models that the model server has, as far as it tells."""
+    """Return the payload. `on_server` are those of the model server's models that can talk."""
     topics, name = Topics(settings.mqtt_base_topic), device_id(settings.mqtt_base_topic)
     components = {
         key: {

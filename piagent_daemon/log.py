@@ -137,20 +137,3 @@ class Mask:
 
 def _forms(secret: str) -> set[str]:
     return {secret, quote(secret, safe=""), quote(secret), dumps(secret)[1:-1], repr(secret)[1:-1]}
-
-
-class StateLog:
-    """Says a thing once per change, not once per try."""
-
-    def __init__(self, logger: logging.Logger) -> None:
-        self._logger = logger
-        self._said: dict[str, str] = {}
-
-    def changed(self, key: str, level: int, message: str, *arguments: object) -> bool:
-        """Log `message` unless it was the last thing said of `key`; return whether it was logged."""
-        text = message % arguments if arguments else message
-        if self._said.get(key) == text:
-            return False
-        self._said[key] = text
-        self._logger.log(level, "%s", text)
-        return True

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 from piagent_daemon import CONTRACT_VERSION, __version__
@@ -59,13 +60,15 @@ class Reporting:
         self._topics = Topics(config.settings.mqtt_base_topic)
         self._wake = asyncio.Event()
         self._told: tuple[object, ...] | None = None
+        self._told_at = -inf
+        """Loop time of the last publication."""
 
     def health(self) -> Health:
         """Return the health of this moment."""
         reasons = self._watch.reasons
         if self.config_rejected:
             reasons.append("config_rejected")
-        reasons += [reason for door in self._doors for reason in door.state.reasons]
+        reasons += [reason for door in self._doors if door is not self._herald for reason in door.state.reasons]
         return self._reporter.health(
             door=self._herald.state,
             provider=self._watch.health,
@@ -92,20 +95,24 @@ class Reporting:
         while True:
             self._wake.clear()
             self._publish()
-            pause_s = min(self._config.settings.health_interval_s, self._tally.passes_in_s)
-            if not await woken(self._wake, pause_s):
-                self._told = None
+            await woken(self._wake, min(self._due_in_s, self._tally.passes_in_s))
+
+    @property
+    def _due_in_s(self) -> float:
+        """Return in how many seconds health is to be published though nothing has changed."""
+        return self._told_at + self._config.settings.health_interval_s - asyncio.get_running_loop().time()
 
     def _publish(self) -> None:
         health = self.health()
         self._notifier.status(self._status(health))
-        if _essence(health) != self._told:
+        if _essence(health) != self._told or self._due_in_s <= 0:
+            self._told_at = asyncio.get_running_loop().time()
             self._herald.announce(self._topics.health, self._tell)
 
     def _tell(self) -> bytes:
-        """Return the health of this moment as it goes out."""
+        """Return the health of this moment as it goes out, which may be later than it was asked for."""
         health = self.health()
-        self._told = _essence(health)
+        self._told, self._told_at = _essence(health), asyncio.get_running_loop().time()
         return health.encode()
 
     def _status(self, health: Health) -> str:

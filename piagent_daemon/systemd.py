@@ -51,12 +51,6 @@ class Notifier:
             return None
         return int(microseconds) / 4e6 if pid in {"", str(os.getpid())} else None
 
-    def close(self) -> None:
-        """Close the socket; nothing is said after this."""
-        if self._peer is not None:
-            self._peer.socket.close()
-            self._peer = None
-
     def _change(self, message: str) -> bool:
         self._owed = message
         return self._pay()

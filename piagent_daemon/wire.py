@@ -1,4 +1,4 @@
-"""Payloads in, payloads out: the one place where bytes from outside become a Request.
+"""Requests as bytes: what a payload asks, whether it may, and what a refused one still tells of itself.
 
 Source: contract sections 2 (requests), 3 (events) and 6 (loops).
 """
@@ -6,6 +6,7 @@ Source: contract sections 2 (requests), 3 (events) and 6 (loops).
 import base64
 import binascii
 import json
+from codecs import BOM_UTF8
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import InvalidRequest, PiagentError
 from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
+from piagent_daemon.topics import is_conversation_id
 
 _EVENT_TYPES: Final = frozenset({"accepted", "status", "chunk", "sentence", "final", "error"})
 _EVENT_KEYS: Final = frozenset({"type", "conversation_id", "request_id", "seq"})
@@ -120,7 +122,7 @@ def check_image(image: str, name: str, limit: int) -> None:
 def _object_in(payload: bytes) -> dict[str, Any]:
     """Return the object in a payload, if it is one that can be written again: no half characters, no endless depth."""
     try:
-        value = from_json(payload, allow_inf_nan=False)
+        value = from_json(payload.removeprefix(BOM_UTF8), allow_inf_nan=False)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
@@ -130,6 +132,12 @@ def request_id_in(payload: bytes) -> str | None:
     """Return the id that a request names even though it is refused, so that its sender knows which one it was."""
     found = _object_in(payload).get("id")
     return found if isinstance(found, str) and 0 < len(found) <= 128 and is_sendable(found) else None
+
+
+def conversation_id_in(payload: bytes) -> str | None:
+    """Return the conversation of a request that is refused, if its answer can go there."""
+    found = _object_in(payload).get("conversation_id")
+    return found if isinstance(found, str) and is_conversation_id(found) else None
 
 
 def metadata_in(payload: bytes) -> dict[str, Any]:
@@ -148,7 +156,8 @@ def is_own_event(payload: bytes) -> bool:
     if b'"request_id"' not in payload or b'"seq"' not in payload:
         return False
     value = _object_in(payload)
-    return value.keys() >= _EVENT_KEYS and value.get("type") in _EVENT_TYPES
+    kind = value.get("type")
+    return value.keys() >= _EVENT_KEYS and isinstance(kind, str) and kind in _EVENT_TYPES
 
 
 def refusal(

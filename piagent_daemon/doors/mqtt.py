@@ -1,7 +1,8 @@
 """The MQTT front door: requests in and events out over a broker, at least once (contract sections 1, 3, 4, 6, 10).
 
 Its parts: `mqtt_connection` (paho in the asyncio loop), `mqtt_link` (one connection after the other), `mqtt_outbox`
-(what leaves), `mqtt_inbox` (what comes), `mqtt_reply` (the way back of one request), `mqtt_admin`, `mqtt_selftest`.
+(what leaves), `mqtt_retained` (what stands at the broker), `mqtt_inbox` (what comes), `mqtt_reply` (the way back of
+one request), `mqtt_admin`, `mqtt_selftest`.
 """
 
 import asyncio
@@ -13,11 +14,11 @@ from typing import Final
 import paho.mqtt.client as paho
 
 from piagent_daemon.doors.mqtt_admin import Clerk
-from piagent_daemon.doors.mqtt_connection import JSON
 from piagent_daemon.doors.mqtt_guest import FOREIGN, Ear, Guest
 from piagent_daemon.doors.mqtt_inbox import Inbox
 from piagent_daemon.doors.mqtt_link import Link
-from piagent_daemon.doors.mqtt_reply import HEADER_BYTES, Replies
+from piagent_daemon.doors.mqtt_reply import Replies
+from piagent_daemon.doors.mqtt_retained import Retained
 from piagent_daemon.doors.mqtt_selftest import ACL_PUBLISH, ACL_SUBSCRIBE, SelfTest
 from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED, PACKET_TOO_LARGE, UNSPECIFIED
 from piagent_daemon.errors import ConfigError
@@ -47,14 +48,13 @@ class MqttDoor:
         self._will = will
         self._link = Link(settings, _tls_context(settings), will, self)
         self._replies = Replies(self._link, self._topics, clock, self._on_code)
-        self._clerk = Clerk(admin, self._link, self._topics, settings.response_topic_prefixes)
+        self._clerk = Clerk(admin, self._replies, settings.response_topic_prefixes)
         self._inbox = Inbox(settings, intake, self._clerk, self._replies)
         self._selftest = SelfTest(self._link.outbox, self._topics, clock, self._on_verdict)
         self._ready = asyncio.Event()
         self._filters = self._topics.filters
         self._ears: set[str] = set()
-        self._announced: dict[str, Callable[[], bytes]] = {}
-        self._unheard: set[str] = set()
+        self._retained = Retained(self._link.outbox)
         self._leaving = False
         self._unsubscribed = False
         self._denied: frozenset[str] = frozenset()
@@ -94,19 +94,9 @@ class MqttDoor:
         """Publish a retained message, now and after each reconnect; see `ports.Herald`."""
         if self._leaving:
             return  # the goodbye is the last word
-        self._announced[topic] = payload
+        self._retained.set(topic, payload)
         if self._link.connected:
-            self._publish_announced(topic)
-
-    def _publish_announced(self, topic: str) -> None:
-        payload = self._announced[topic]()
-
-        def done(code: int) -> None:
-            if code == NOT_AUTHORIZED and payload and topic not in self._unheard:
-                self._unheard.add(topic)
-                log.warning('the broker does not let us publish on "%s": allow this user to write it', topic)
-
-        self._publish(topic, payload, done, retain=True)
+            self._retained.tell(topic)
 
     def listen(self, topic: str, heard: Callable[[bytes], None]) -> None:
         """Hand over what comes on a topic of somebody else's; call it before `start`. A refusal is no trouble."""
@@ -127,19 +117,24 @@ class MqttDoor:
         self._inbox.close()
         self._selftest.end()
         self._replies.hurry()
+        self._leaving = True
+        self._retained.set(self._topics.health, lambda: self._will)
+        said_goodbye = False
         try:
             async with asyncio.timeout(deadline_s if self._link.connected else min(deadline_s, RETURN_S)):
+                await self._clerk.stop()
                 await self._link.outbox.quiet()
-                self._leaving = True
                 if self._link.connected:
-                    self._announced[self._topics.health] = lambda: self._will
-                    self._publish_announced(self._topics.health)
+                    self._retained.tell(self._topics.health)
                     await self._link.outbox.quiet()
+                    said_goodbye = True
         except TimeoutError:
             log.warning("the broker did not acknowledge everything before the stop")
-        await self._clerk.stop()
         await self._inbox.stop()
-        await self._link.close(max(0.0, min(GOODBYE_S, until - loop.time())))
+        if said_goodbye:
+            await self._link.close(max(0.0, min(GOODBYE_S, until - loop.time())))
+        else:
+            await self._link.cut()
 
     # ---------------------------------------------------------------------------------------------------------- guests
 
@@ -150,14 +145,11 @@ class MqttDoor:
 
     def publish(self, topic: str, payload: bytes, done: Callable[[int], None]) -> None:
         """Publish what a guest has to say; see `mqtt_guest.Host`."""
-        self._publish(topic, payload, done)
-
-    def _publish(self, topic: str, payload: bytes, done: Callable[[int], None], *, retain: bool = False) -> None:
-        if len(payload) + len(topic.encode()) + len(JSON.pack()) + HEADER_BYTES > self._link.outbox.max_packet:
+        if self._link.outbox.fits(topic, payload):
+            self._link.outbox.publish(topic, payload, 1, done=done)
+        else:
             log.error("the broker does not take a message of %d bytes on %.64r: it is lost", len(payload), topic)
             done(PACKET_TOO_LARGE)
-        else:
-            self._link.outbox.publish(topic, payload, 1, retain=retain, done=done)
 
     # ---------------------------------------------------------------------------------------------- what the link tells
 
@@ -169,8 +161,7 @@ class MqttDoor:
             asked = {name for name, _ in self._filters}
             self._link.unsubscribe(tuple(name for name in FOREIGN if name not in asked))
         self._link.subscribe((*self._filters, *self._selftest.filters(self._link.protocol)))
-        for topic in self._announced:
-            self._publish_announced(topic)
+        self._retained.tell_all()
         self.on_state()
 
     def on_down(self) -> None:
@@ -219,7 +210,7 @@ class MqttDoor:
         if code == NOT_AUTHORIZED and ACL_PUBLISH not in self._denied:
             log.error('the broker does not let us publish answers: allow this user to write "%s/#"', self._topics.base)
             self._on_verdict(self._denied | {ACL_PUBLISH})
-        elif code == 0 and self._link.protocol == "5" and ACL_PUBLISH in self._denied:
+        elif 0 <= code < UNSPECIFIED and self._link.protocol == "5" and ACL_PUBLISH in self._denied:
             self._on_verdict(self._denied - {ACL_PUBLISH})
 
 

@@ -2,19 +2,21 @@
 
 import asyncio
 import logging
+from collections import deque
 from contextlib import aclosing
-from typing import Any, Final
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
 
 from piagent_daemon.contract import AdminError, AdminResponse
 from piagent_daemon.doors.mqtt_connection import JSON, Packed
 from piagent_daemon.doors.mqtt_letter import Letter, check_response_topic, delivery_of
-from piagent_daemon.doors.mqtt_link import Link
-from piagent_daemon.doors.mqtt_reply import HEADER_BYTES, Receipt
-from piagent_daemon.errors import Busy, InternalError, InvalidRequest, PiagentError
+from piagent_daemon.doors.mqtt_outbox import POISONED
+from piagent_daemon.doors.mqtt_reply import Receipt, Replies
+from piagent_daemon.doors.mqtt_trouble import PACKET_TOO_LARGE, UNSPECIFIED
+from piagent_daemon.errors import Busy, InternalError, PiagentError, ShuttingDown
 from piagent_daemon.ports import Admin
-from piagent_daemon.topics import Topics
 
 log = logging.getLogger("piagent.mqtt")
 
@@ -23,91 +25,149 @@ MAX_TASKS: Final = 32
 TWICE: Final = frozenset({"cancel", "in", "reset"})
 """Methods whose topics two of our subscriptions match (`request/#`, `+/cancel`): most brokers then bring two copies."""
 TWIN_S: Final = 1.0
+HELD_BACK_S: Final = 600.0
+"""A copy at QoS 1 may come so much later than the one at QoS 0: the broker's window was full."""
+
+
+class Asker(NamedTuple):
+    """Whom to answer, and which packets to acknowledge after the last response."""
+
+    topic: str
+    properties: Packed
+    letter: Letter
+    receipt: Receipt
 
 
 class Clerk:
     """Has admin requests answered, each in a task of its own; the input is acknowledged after the last response."""
 
-    def __init__(self, admin: Admin, link: Link, topics: Topics, prefixes: tuple[str, ...]) -> None:
+    def __init__(self, admin: Admin, replies: Replies, prefixes: tuple[str, ...]) -> None:
         self._admin = admin
-        self._link = link
-        self._topics = topics
+        self._replies = replies
+        self._outbox = replies.link.outbox
+        self._topics = replies.topics
         self._prefixes = prefixes
         self._tasks: set[asyncio.Task[None]] = set()
-        self._live: dict[str, Receipt] = {}
-        self._last: Letter | None = None
+        self._twins = Twins()
+        self._closed = False
 
     def take(self, letter: Letter) -> None:
         """Begin to answer one admin request."""
         method = letter.inbound.name or ""
-        receipt = Receipt(self._link)
+        receipt = Receipt(self._replies.link)
         receipt.add(letter.generation, letter.packet_id, letter.qos)
-        if method in TWICE and self._is_twin(letter):
+        key = delivery_of(letter, None, None).key
+        if letter.redelivered and (running := self._replies.live(key)):
+            running.merge(receipt)
+            return
+        if method in TWICE and self._twins.is_second(letter):
             receipt.settle()
             return
-        key = delivery_of(letter, None, None).key
-        if letter.redelivered and key in self._live:
-            self._live[key].merge(receipt)
-            return
-        topic = self._topics.response(method)
-        try:
-            if letter.response_topic is not None:
-                check_response_topic(letter.response_topic, self._prefixes, self._topics)
-                topic = letter.response_topic
-        except InvalidRequest as error:
-            self._publish(topic, letter, receipt, _failure(error, letter.payload))
-            return
-        if len(self._tasks) >= MAX_TASKS:
-            busy = Busy("Too many admin requests run; ask again in a moment.")
-            self._publish(topic, letter, receipt, _failure(busy, letter.payload))
-            return
-        self._live[key] = receipt
-        task = asyncio.get_running_loop().create_task(
-            self._answer(method, topic, letter, receipt), name=f"admin {method}"
-        )
-        self._tasks.add(task)
-        task.add_done_callback(lambda ended: self._ended(ended, key, topic, letter, receipt))
-
-    def _is_twin(self, letter: Letter) -> bool:
-        """Tell whether this is the second copy of one message; they may differ in their QoS."""
-        last, self._last = self._last, letter
-        if last is None or letter.received - last.received > TWIN_S:
-            return False
-        same = (last.topic, last.payload, last.correlation) == (letter.topic, letter.payload, letter.correlation)
-        self._last = None if same else letter
-        return same
-
-    def _ended(self, task: asyncio.Task[None], key: str, topic: str, letter: Letter, receipt: Receipt) -> None:
-        """Say so when the answer died by a defect; else the request would come again at each connect."""
-        self._tasks.discard(task)
-        self._live.pop(key, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s failed by a defect", task.get_name(), exc_info=error)
-            why = InternalError()
-            self._publish(topic, letter, receipt, _failure(why, letter.payload))
-
-    async def _answer(self, method: str, topic: str, letter: Letter, receipt: Receipt) -> None:
-        async with aclosing(self._admin.handle(method, letter.payload)) as responses:
-            async for response in responses:
-                self._publish(topic, letter, receipt, response)
-
-    def _publish(self, topic: str, letter: Letter, receipt: Receipt, response: AdminResponse) -> None:
+        if self._closed and letter.qos:
+            return  # it stays with the broker, which brings it after the restart
         properties = JSON if letter.correlation is None else Packed(letter.correlation)
-        payload = response.encode()
-        overhead = len(topic.encode()) + len(properties.pack()) + HEADER_BYTES
-        if len(payload) + overhead > self._link.outbox.max_packet:
-            why = InternalError(f"The response has {len(payload)} bytes; the MQTT broker does not take that.")
-            response = _failure(why, letter.payload)
-            payload = response.encode()
-        last = response.status != "progress"
-        self._link.outbox.publish(topic, payload, 1, properties, done=(lambda _: receipt.settle()) if last else None)
+        asker = Asker(self._topics.response(method), properties, letter, receipt)
+        try:
+            asker = asker._replace(topic=self._response_topic(letter) or asker.topic)
+            self._check_room()
+        except PiagentError as error:
+            self._publish(asker, _failure(error, letter.payload))
+            return
+        if letter.qos:
+            self._replies.enter(key, receipt)
+        task = asyncio.get_running_loop().create_task(self._answer(method, asker), name=f"admin {method}")
+        self._tasks.add(task)
+        task.add_done_callback(lambda ended: self._ended(ended, asker))
+
+    def _response_topic(self, letter: Letter) -> str | None:
+        if letter.response_topic is not None:
+            check_response_topic(letter.response_topic, self._prefixes, self._topics)
+        return letter.response_topic
+
+    def _check_room(self) -> None:
+        if self._closed:
+            raise ShuttingDown("The daemon stops; ask again in a moment.")
+        if len(self._tasks) >= MAX_TASKS:
+            raise Busy("Too many admin requests run; ask again in a moment.")
+
+    async def _answer(self, method: str, asker: Asker) -> None:
+        async with aclosing(self._admin.handle(method, asker.letter.payload)) as responses:
+            async for response in responses:
+                self._publish(asker, response)
+
+    def _ended(self, task: asyncio.Task[None], asker: Asker) -> None:
+        """Say so when the answer was cut off for good or died by a defect; else who asks would wait for ever."""
+        self._tasks.discard(task)
+        if task.cancelled():
+            if not asker.letter.qos:  # else the broker brings it after the restart
+                why = ShuttingDown("The daemon stopped before this was done.")
+                self._publish(asker, _failure(why, asker.letter.payload))
+        elif (error := task.exception()) is not None:
+            log.error("%s failed by a defect", task.get_name(), exc_info=error)
+            self._publish(asker, _failure(InternalError(), asker.letter.payload))
+
+    def _publish(self, asker: Asker, response: AdminResponse) -> None:
+        payload, last = response.encode(), response.status != "progress"
+        fits = self._outbox.fits(asker.topic, payload, asker.properties)
+        if last and fits:
+            self._finish(asker, payload)
+        elif last:
+            self._replace(asker, len(payload))
+        elif fits:
+            self._outbox.publish(asker.topic, payload, 1, asker.properties)
+        else:
+            log.warning("a progress of %d bytes on %.64r is more than the broker takes", len(payload), asker.topic)
+
+    def _finish(self, asker: Asker, payload: bytes, *, replaced: bool = False) -> None:
+        """Send the last response, and take the broker's word for it."""
+
+        def delivered(code: int) -> None:
+            if code in {POISONED, PACKET_TOO_LARGE} and not replaced:
+                self._replace(asker, len(payload))
+                return
+            if code >= UNSPECIFIED or code == POISONED:
+                log.error("the broker refuses a response on %.64r (reason %#04x): it is lost", asker.topic, code)
+            asker.receipt.settle()
+
+        self._outbox.publish(asker.topic, payload, 1, asker.properties, done=delivered)
+
+    def _replace(self, asker: Asker, size: int) -> None:
+        """Say in place of a response that the broker does not take it."""
+        log.error("the broker does not take a response of %d bytes on %.64r", size, asker.topic)
+        why = InternalError(f"The response has {size} bytes; the MQTT broker does not take that.")
+        self._finish(asker, _failure(why, asker.letter.payload).encode(), replaced=True)
+
+    def close(self) -> None:
+        """Begin nothing more: what comes at QoS 0 is told so."""
+        self._closed = True
 
     async def stop(self) -> None:
         """Cut off what still runs."""
+        self.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+class Twins:
+    """Remembers the copies whose second one has not come yet."""
+
+    def __init__(self) -> None:
+        self._single: deque[tuple[bytes, int, float]] = deque(maxlen=100)
+        """(what it says, QoS, when it came) of each."""
+
+    def is_second(self, letter: Letter) -> bool:
+        """Tell whether this is the second copy of one message; they may differ in their QoS."""
+        said = sha256(b"\0".join((letter.topic.encode(), letter.correlation or b"", letter.payload))).digest()
+        for other in self._single:
+            words, qos, came = other
+            patience_s = HELD_BACK_S if letter.qos and not qos else TWIN_S
+            if words == said and letter.received - came <= patience_s:
+                self._single.remove(other)
+                return True
+        self._single.append((said, letter.qos, letter.received))
+        return False
 
 
 def _failure(error: PiagentError, payload: bytes) -> AdminResponse:

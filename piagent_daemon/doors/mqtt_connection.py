@@ -128,7 +128,7 @@ class Connection:
         """
         self._loop = asyncio.get_running_loop()
         self._opening = True
-        await in_thread(self._connect, otherwise=self._client.disconnect)
+        await in_thread(self._connect, otherwise=self._cut)
         self._opening = False
         sock = self._client.socket()
         if sock is None:
@@ -153,8 +153,12 @@ class Connection:
 
     def abort(self) -> None:
         """Close the socket now; the broker publishes the will."""
+        if not self._opening:
+            self._cut()
+
+    def _cut(self) -> None:
         sock = self._client.socket()
-        if sock is None or self._opening:
+        if sock is None:
             return
         with suppress(OSError):
             cast("socket.socket", sock).shutdown(socket.SHUT_RDWR)

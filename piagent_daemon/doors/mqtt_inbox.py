@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from piagent_daemon import wire
 from piagent_daemon.contract import CancelRequest, Request
-from piagent_daemon.doors.mqtt_admin import Clerk
+from piagent_daemon.doors.mqtt_admin import TWICE, Clerk
 from piagent_daemon.doors.mqtt_guest import Guest
 from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of, open_letter
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies, Reply
@@ -29,11 +29,18 @@ log = logging.getLogger("piagent.mqtt")
 
 BACKLOG: Final = 10_000
 BACKLOG_BYTES: Final = 32_000_000
-"""What may wait to be read; more is dropped when it came at QoS 0, for which the broker knows no back-pressure."""
+"""While so many letters, or so many bytes of them, wait to be read, one at QoS 0 is dropped: the broker knows no
+back-pressure for these. Those at QoS 1 count as well and are always taken: the window holds them back."""
 BREATH: Final = 16
 """Letters read in a row before everything else gets its turn."""
 GUEST: Final = "guest"
 """The kind of a letter on a topic that is not ours."""
+LEFT_OVER: Final = (
+    "a message on %.64r is none of ours: the broker still holds a subscription of earlier settings (MQTT_BASE_TOPIC, "
+    "HA_DISCOVERY_PREFIX); a new MQTT_CLIENT_ID leaves it behind"
+)
+RESPONSE: Final = b'{"status":"'
+"""How each of our own responses begins."""
 STUCK_S: Final = 60.0
 SELDOM_S: Final = 10.0
 
@@ -61,6 +68,9 @@ class Inbox:
         self._closed = False
         self._moved = 0.0
         self._retained = Seldom(math.inf)
+        self._left_over = Seldom(math.inf)
+        self._own = {self._topics.response(method) for method in TWICE}
+        """Where our own responses come back from, since our filters for conversations match these topics, too."""
         self._seldom = Seldom(SELDOM_S)
 
     # ------------------------------------------------------------------------------------------------------- lifecycle
@@ -72,6 +82,7 @@ class Inbox:
     def close(self) -> None:
         """Hand nothing more to the engine. What came at QoS 1 stays unacknowledged, so that the broker keeps it."""
         self._closed = True
+        self._clerk.close()
 
     async def stop(self) -> None:
         """End reading."""
@@ -103,7 +114,7 @@ class Inbox:
             if self._retained(topic, now):
                 log.warning("a retained message on %.64r is ignored: it would come again at each connect", topic)
         elif inbound is None and guest is None:
-            self._refuse_topic(topic)
+            self._pass_over(topic, bytes(message.payload), now)
         else:
             inbound = inbound or Inbound(GUEST, None)
             letter = open_letter(message, topic, inbound, generation=self._link.generation, received=now)
@@ -116,11 +127,15 @@ class Inbox:
                 return
         self._link.ack(self._link.generation, message.mid, message.qos)
 
-    def _refuse_topic(self, topic: str) -> None:
-        if topic == self._topics.response("cancel"):
-            return  # our own answer to the admin request, which our filter for cancel matches, too
+    def _pass_over(self, topic: str, payload: bytes, now: float) -> None:
+        if topic in self._own and payload.startswith(RESPONSE):
+            return
+        if topic and not any(paho.topic_matches_sub(name, topic) for name, _ in self._topics.filters):
+            if self._left_over("left over", now):
+                log.warning(LEFT_OVER, topic)
+            return
         self._intake.refused("topic")
-        if self._seldom("topic", self._clock.monotonic()):
+        if self._seldom("topic", now):
             log.warning("a message on %.64r is dropped: no safe topic to answer on", topic)
 
     def _has_room(self, letter: Letter) -> bool:
@@ -139,8 +154,8 @@ class Inbox:
 
     def _overtake(self, letter: Letter) -> None:
         """Cancel at once what the engine has, and in its turn what still waits to be read."""
-        self._cancel(letter)
-        if self._reading or not self._queue.empty():
+        sensible = self._cancel(letter)
+        if sensible and (self._reading or not self._queue.empty()) and self._has_room(letter):
             self._put(letter)
 
     # -------------------------------------------------------------------------------------------------- one at a time
@@ -172,23 +187,23 @@ class Inbox:
             await self._ask(letter)
         elif kind == GUEST:
             await self._receive(letter)
-        elif self._closed:
-            return
         elif kind == "request":
             self._clerk.take(letter)
-        elif name is not None:
+        elif name is not None and not (self._closed and letter.qos):
             await self._intake.reset(name)
             self._link.ack(letter.generation, letter.packet_id, letter.qos)
 
-    def _cancel(self, letter: Letter) -> None:
+    def _cancel(self, letter: Letter) -> bool:
+        """Cancel what the engine has; tell whether the letter could be read."""
         try:
             wanted = CancelRequest.model_validate_json(letter.payload) if letter.payload.strip() else CancelRequest()
         except ValidationError:
             self._intake.refused("cancel")
             if self._seldom("cancel", letter.received):
                 log.warning('a message on %.64r is neither empty nor {"id": "…"}: ignored', letter.topic)
-            return
+            return False
         self._intake.cancel(letter.inbound.name or "", wanted.id, wanted.spoken_index)
+        return True
 
     async def _receive(self, letter: Letter) -> None:
         """Hand one message to the guest it is for."""
@@ -207,12 +222,12 @@ class Inbox:
             return
         receipt = Receipt(self._link)
         receipt.add(letter.generation, letter.packet_id, letter.qos)
-        if wire.is_own_event(letter.payload):
-            self._drop(letter, receipt, "own event", "is a copy of our own event")
-            return
         reply = Reply(self._replies, receipt, correlation=letter.correlation)
         try:
-            await self._hand_over(letter, receipt, reply)
+            if wire.is_own_event(letter.payload):
+                self._drop(letter, receipt, "own event", "is a copy of our own event")
+            else:
+                await self._hand_over(letter, receipt, reply)
         except Exception:
             log.exception("a request on %.64r failed by a defect", letter.topic)
             self._refuse(letter, reply, letter.inbound.name, InternalError())
@@ -270,7 +285,7 @@ class Inbox:
         reply.send(
             wire.refusal(
                 error,
-                conversation_id=conversation_id or str(uuid4()),
+                conversation_id=conversation_id or wire.conversation_id_in(letter.payload) or str(uuid4()),
                 request_id=wire.request_id_in(letter.payload) or str(uuid4()),
                 clock=self._clock,
                 metadata=wire.metadata_in(letter.payload),

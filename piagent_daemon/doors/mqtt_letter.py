@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from hashlib import sha256
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
 import paho.mqtt.client as paho
 
@@ -46,16 +47,20 @@ def open_letter(message: paho.MQTTMessage, topic: str, inbound: Inbound, *, gene
 def delivery_of(letter: Letter, conversation_id: str | None, request_id: str | None) -> Delivery:
     """Name the delivery: by the client's request id, else by its MQTT 5 correlation data, else by the packet.
 
-    Correlation data is unique only for its asker, so the response topic belongs to the key; and since some clients send
-    the same data with every question, so does the payload.
+    A request id is unique only within its conversation, correlation data only for its asker. So a request without a
+    conversation has the asker's response topic and data in its key beside the id. Since some clients use the same id,
+    or send the same data, with every question, the payload belongs to such a key, too.
     """
     durable = letter.qos > 0
-    where = conversation_id or ""
-    if request_id is not None:
+    where = quote(conversation_id or "", safe="")  # without a colon, so that no key can be read in two ways
+    if request_id is not None and where:
         return Delivery(f"id:{where}:{request_id}", by_id=True, redelivered=letter.redelivered, durable=durable)
     digest = sha256(letter.topic.encode() + b"\0" + letter.payload).hexdigest()[:16]
+    asker = f"{quote(letter.response_topic or '', safe='')}:{(letter.correlation or b'').hex()}:{digest}"
+    if request_id is not None:
+        return Delivery(f"id::{asker}:{request_id}", by_id=True, redelivered=letter.redelivered, durable=durable)
     if letter.correlation and letter.response_topic:
-        key = f"correlation:{where}:{letter.response_topic}:{letter.correlation.hex()}:{digest}"
+        key = f"correlation:{where}:{asker}"
         return Delivery(key, by_id=True, redelivered=letter.redelivered, durable=durable)
     key = f"packet:{letter.packet_id}:{digest}"
     return Delivery(key, by_id=False, redelivered=letter.redelivered, durable=durable)

@@ -11,7 +11,7 @@ from piagent_daemon.doors import mqtt_trouble
 from piagent_daemon.doors.mqtt_connection import UPKEEP_S, Connection, Welcome
 from piagent_daemon.doors.mqtt_outbox import Outbox
 from piagent_daemon.doors.mqtt_task import LastingTask
-from piagent_daemon.doors.mqtt_trouble import UNSUPPORTED_PROTOCOL, End, Reconnect, explain
+from piagent_daemon.doors.mqtt_trouble import STABLE_S, UNSUPPORTED_PROTOCOL, End, Reconnect, explain
 from piagent_daemon.settings import Settings
 
 log = logging.getLogger("piagent.mqtt")
@@ -50,6 +50,7 @@ class Link:
         self._task = LastingTask(self._run, "mqtt link")
         self._ended: asyncio.Future[End] | None = None
         self._since = 0.0
+        self._stable: asyncio.TimerHandle | None = None
         self._closing = False
 
     def _make_connection(self) -> Connection:
@@ -98,6 +99,11 @@ class Link:
         if self.connected and self._ended:
             self._connection.disconnect()
             await asyncio.wait([self._ended], timeout=patience_s)
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Leave without a goodbye: the broker then publishes the will."""
+        self._closing = True
         await self._task.stop()
         self._connection.abort()
 
@@ -165,6 +171,7 @@ class Link:
         self.detail = "connected"
         self._since = loop.time()
         self._reconnect.connected()
+        self._stable = loop.call_later(STABLE_S, self._settle)
         self.outbox.attach(self._connection, welcome)
         loop.call_soon(self._up, self.generation, welcome.session_present)  # after paho has resent what it holds
 
@@ -173,6 +180,10 @@ class Link:
             log.info("connected with MQTT %s, session %s", self.protocol, "resumed" if session_present else "new")
             self._listener.on_up(session_present=session_present)
             self.outbox.pump()
+
+    def _settle(self) -> None:
+        self._reconnect.stable()
+        self._listener.on_state()
 
     def on_refused(self, code: int) -> None:
         """See `mqtt_connection.Hears`."""
@@ -196,6 +207,8 @@ class Link:
             self._end(End("unheard", code))
             return
         self.connected = False
+        if self._stable:
+            self._stable.cancel()
         self.outbox.detach()
         self._end(End("lost", code, lasted_s=asyncio.get_running_loop().time() - self._since))
         self._listener.on_down()

@@ -27,6 +27,8 @@ CROWD: Final = 1000
 CROWD_BYTES: Final = 16_000_000
 """Kept messages, and their bytes, above which no new requests are taken."""
 POISON_LOSSES: Final = 3
+HEADER_BYTES: Final = 16
+"""A PUBLISH packet beside its topic, properties and payload."""
 PROBE_S: Final = 0.5
 """Silence on a connection after a quick loss: if it is lost as well, none of our messages was the cause."""
 POISONED: Final = -1
@@ -45,12 +47,15 @@ class Parcel:
     done: Callable[[int], None] | None = None
 
 
+def overhead(topic: str, properties: Properties = JSON) -> int:
+    """Return the bytes of a PUBLISH packet beside its payload, or a few more."""
+    return len(topic.encode()) + len(properties.pack()) + HEADER_BYTES  # type: ignore[no-untyped-call]
+
+
 class Outbox:
     """Publishes on the connection that it was given last; `on_crowd` is called when `crowded` changes."""
 
     def __init__(self, on_crowd: Callable[[], None]) -> None:
-        self.dropped = 0
-        """QoS 0 messages that a slow or absent broker never got."""
         self._on_crowd = on_crowd
         self._connection: Connection | None = None
         self._welcome = Welcome(session_present=False)
@@ -77,15 +82,14 @@ class Outbox:
         """The largest packet in bytes that the broker takes; it closes the connection at a larger one."""
         return self._welcome.max_packet
 
+    def fits(self, topic: str, payload: bytes, properties: Properties = JSON) -> bool:
+        """Tell whether the broker takes a message of this size."""
+        return len(payload) + overhead(topic, properties) <= self.max_packet
+
     @property
     def crowded(self) -> bool:
         """Tell whether so much waits for the broker that no new requests should be taken."""
         return not self._roomy.is_set()
-
-    @property
-    def busy(self) -> bool:
-        """Tell whether something waits for the broker's acknowledgement."""
-        return not self._quiet.is_set()
 
     async def room(self) -> None:
         """Wait while it is crowded."""
@@ -121,7 +125,6 @@ class Outbox:
     def _publish_loosely(self, topic: str, payload: bytes, properties: Properties) -> None:
         connection, waits = self._connection, bool(self._kept)
         if connection is None or ((waits or connection.stalled) and self._stalled_bytes > STALLED_BYTES):
-            self.dropped += 1
             return
         self._stalled_bytes = self._stalled_bytes + len(payload) if waits or connection.stalled else 0
         if waits:  # behind them, so that the events of an answer stay in order
@@ -198,7 +201,6 @@ class Outbox:
             self._probe = None
         self._connection = None
         self._kept = deque(parcel for parcel in self._kept if parcel.qos)
-        self.dropped += self._loose
         self._loose = 0
 
     def reclaim(self) -> None:
@@ -207,11 +209,12 @@ class Outbox:
         self._unacked.clear()
 
     def take_poison(self, connection: Connection, end: End) -> bool:
-        """Find the message at which the broker closes the connection again and again, and take it out.
+        """Look for the message at which the broker closes the connection again and again.
 
         What was on its way at a quick loss goes one by one on the next connection, so that no other message is blamed
         whose PUBACK got lost, and only after a silence, so that a rival with our client id is not taken for it.
-        Returns whether one message is under suspicion: at its second loss. At the third its `done` hears POISONED.
+        Returns whether one message is under suspicion: at its second loss. At the third it is taken out, and its `done`
+        hears POISONED.
         """
         innocent = end.kind != "lost" or end.lasted_s >= SHORT_S or end.code in {TAKEN_OVER, KEEPALIVE_TIMEOUT}
         if innocent or not self._unacked:

@@ -12,7 +12,7 @@ from typing import Final
 from piagent_daemon.contract import Chunk, ErrorEvent, Event, Sentence
 from piagent_daemon.doors.mqtt_connection import JSON, Packed
 from piagent_daemon.doors.mqtt_link import Link
-from piagent_daemon.doors.mqtt_outbox import POISONED
+from piagent_daemon.doors.mqtt_outbox import POISONED, overhead
 from piagent_daemon.doors.mqtt_trouble import NO_SUBSCRIBERS, PACKET_TOO_LARGE, UNSPECIFIED
 from piagent_daemon.errors import InternalError
 from piagent_daemon.ports import Clock
@@ -22,8 +22,6 @@ log = logging.getLogger("piagent.mqtt")
 
 LATE_S: Final = 5.0
 """After a broker restart an observer may subscribe later than we answer."""
-HEADER_BYTES: Final = 16
-"""A PUBLISH packet beside its topic, properties and payload."""
 _LOOSE: Final = (Chunk, Sentence)
 
 
@@ -169,7 +167,7 @@ class Reply:
 
     def _fits(self, topic: str, payload: bytes) -> bool:
         if not self._overhead:
-            self._overhead = len(topic.encode()) + len(self._properties.pack()) + HEADER_BYTES
+            self._overhead = overhead(topic, self._properties)
         return len(payload) + self._overhead <= self._outbox.max_packet
 
     def _finish(self, conversation_id: str, payload: bytes) -> None:

@@ -31,6 +31,8 @@ from piagent_daemon.topics import Topics
 log = logging.getLogger("piagent.mqtt")
 
 CONVERSATION: Final = "piagent-selftest"
+REQUEST_ID: Final = b'"request_id":"selftest-'
+"""What every probe holds."""
 PATIENCE_S: Final = 5.0
 AGAIN_S: Final = 60.0
 ACL_PUBLISH: Final = "acl_publish"
@@ -133,8 +135,8 @@ class SelfTest:
 
     def is_probe(self, topic: str, payload: bytes) -> bool:
         """Tell whether a message is a probe, ours or of another daemon, and take note of it."""
-        if topic not in {self._in, self._out}:
-            return False
+        if topic != self._out and (topic != self._in or REQUEST_ID not in payload):
+            return False  # on `out` nothing is read but probes, on `in` somebody may ask
         if self._nonce and self._nonce.encode() in payload:
             if topic == self._in:
                 self._found.in_back = True

@@ -47,12 +47,12 @@ class LastingTask:
 async def in_thread(call: Callable[[], object], otherwise: Callable[[], object]) -> None:
     """Run `call` in a thread that does not hold up the end of the process; `otherwise` undoes it when nobody waits.
 
-    Raises the OSError or ValueError of `call`, which must raise no other.
+    Raises what `call` raises.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
-    def tell(error: OSError | ValueError | None) -> None:
+    def tell(error: BaseException | None) -> None:
         if done.cancelled():
             otherwise()
         elif error is None:
@@ -61,10 +61,10 @@ async def in_thread(call: Callable[[], object], otherwise: Callable[[], object])
             done.set_exception(error)
 
     def run() -> None:
-        failure: OSError | ValueError | None = None
+        failure: BaseException | None = None
         try:
             call()
-        except (OSError, ValueError) as error:
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it; else they would wait for ever
             failure = error
         try:
             loop.call_soon_threadsafe(tell, failure)

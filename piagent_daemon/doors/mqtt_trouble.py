@@ -16,7 +16,6 @@ Protocol = Literal["5", "3.1.1"]
 
 NO_SUBSCRIBERS: Final = 0x10
 UNSPECIFIED: Final = 0x80
-PROTOCOL_ERROR: Final = 0x82
 UNSUPPORTED_PROTOCOL: Final = 0x84
 BAD_CREDENTIALS: Final = 0x86
 NOT_AUTHORIZED: Final = 0x87
@@ -49,7 +48,7 @@ _USUAL: Final = frozenset({0, UNSPECIFIED, 0x8B})
 SHORT_S: Final = 5.0
 """A connection that is lost sooner after its CONNACK was perhaps taken over."""
 STABLE_S: Final = 600.0
-"""After so long a connection, an earlier quarrel over the client id is forgotten."""
+"""Once a connection has lasted so long, an earlier quarrel over the client id is over."""
 DUEL_WINDOW_S: Final = 60.0
 DUEL_LOSSES: Final = 3
 DUEL_PAUSE_S: Final = (120.0, 300.0)
@@ -135,6 +134,10 @@ class Reconnect:
         self._proven = True
         self._unheard = self._failures = 0
 
+    def stable(self) -> None:
+        """Note that the connection has lasted STABLE_S."""
+        self.duel = False
+
     def after(self, end: End, now: float) -> float:
         """Return the seconds to wait; `now` is monotonic."""
         if end.kind == "lost":
@@ -150,8 +153,6 @@ class Reconnect:
 
     def _after_loss(self, end: End, now: float) -> float:
         self._short_losses = 0 if end.lasted_s >= SHORT_S else self._short_losses + 1
-        if end.lasted_s >= STABLE_S:
-            self.duel = False
         definite = end.code == TAKEN_OVER
         if end.poisoned:  # once it is found the broker takes the others, so this is no reason to wait
             self._forget_guesses()

@@ -1,6 +1,7 @@
 """The daemon's life as systemd and the broker see it: start, health, reload, stop (contract sections 4, 7 and 10)."""
 
 import asyncio
+import functools
 import itertools
 import re
 import signal
@@ -11,10 +12,15 @@ from typing import Any
 
 import pytest
 
+from piagent_daemon import app
+from piagent_daemon.daemon import Daemon
+from piagent_daemon.settings import load_settings
+from piagent_daemon.turn import Config
 from tests.conftest import BrokerFactory, DaemonFactory
 from tests.fakes.answers import admin, ask, check_answer
 from tests.fakes.broker import Mosquitto, free_port
 from tests.fakes.daemon import DaemonProcess
+from tests.fakes.echo_engine import until
 from tests.fakes.observer import Message, Observer
 from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama
 
@@ -301,7 +307,45 @@ async def test_a_reload_changes_prompts_and_settings_and_a_broken_one_changes_no
     assert process.running
 
 
+def inside(said: list[str]) -> Daemon:
+    """Return a daemon in this process, with no broker; `said` collects what it tells systemd of its state."""
+    made = app.build(load_settings(environ={"MQTT_PORT": str(free_port()), "PROVIDER": "echo"}))
+    for state in ("ready", "reloading", "stopping"):
+        setattr(made._notifier, state, functools.partial(said.append, state))
+    return made
+
+
+async def test_a_reload_that_meets_a_defect_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    said: list[str] = []
+    made = inside(said)
+
+    async def fail() -> Config:
+        raise MemoryError
+
+    made._reload = fail
+    async with made.running():
+        agents = made.config.agents
+        made.reload()
+        await until(lambda: "ready" in said)
+        assert said == ["reloading", "ready"]
+        assert made._reporting.health().reasons == ["config_rejected"]
+        assert made.config.agents is agents
+        assert not made.stopping.is_set()
+    assert "MemoryError" in caplog.text
+
+
 # --------------------------------------------------------------------------------------------------------------- stop
+
+
+async def test_nothing_gets_ready_any_more_once_the_stop_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piagent_daemon.daemon.DOORS_PATIENCE_S", 0.0)
+    said: list[str] = []
+    made = inside(said)
+    async with made.running():
+        made.reload()  # neither this nor the start has come to its end
+    made.reload()
+    assert said == ["stopping"]
+    assert made._warmup._task is None
 
 
 async def test_a_stop_finishes_what_runs_and_says_goodbye(
@@ -316,6 +360,7 @@ async def test_a_stop_finishes_what_runs_and_says_goodbye(
         await observer.wait(lambda one: one.field("type") == "chunk")
         process.terminate()
         await process.notified("STOPPING=1")
+        process.hup()  # nothing is reloaded any more, and READY=1 is not said again
         # too late: at QoS 0 it is told so, at QoS 1 it stays with the broker
         await observer.publish(f"{base_topic}/hall/in", {"message": "Quick", "id": "late0"}, qos=0)
         await observer.publish(f"{base_topic}/hall/in", {"message": "Quick", "id": "late1"})
@@ -327,6 +372,8 @@ async def test_a_stop_finishes_what_runs_and_says_goodbye(
         assert not observer.events("late1")
         assert healths(observer)[-1] == OFFLINE
         assert observer.messages[-1].json == OFFLINE, "offline is the last word"
+        states = [line for line in lines(process) if line.startswith(("READY", "RELOADING", "STOPPING"))]
+        assert states == ["READY=1", "STOPPING=1"]
         process.start()
         assert (await observer.terminal("late1"))["reply"] == "You said: Quick"
         assert await process.stop() == 0

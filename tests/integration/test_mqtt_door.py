@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from piagent_daemon.doors import mqtt_task
+from piagent_daemon.doors import mqtt_connection, mqtt_task
 from piagent_daemon.doors.mqtt_admin import MAX_TASKS
+from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto
 from tests.fakes.echo_engine import EchoEngine, kill, make_door, open_door, until
 from tests.fakes.observer import Observer
@@ -37,6 +38,22 @@ async def test_a_question_gets_its_events(mosquitto: Mosquitto, base_topic: str,
         assert door.state.protocol == ("5" if protocol == "5" else "3.1.1")
         assert door.state.reasons == ()
         assert door.alive
+
+
+@both
+async def test_the_conversation_of_the_self_test_is_one_like_any_other(
+    mosquitto: Mosquitto, base_topic: str, protocol: str
+) -> None:
+    engine = EchoEngine()
+    async with (
+        open_door(mosquitto.port, engine, mqtt_base_topic=base_topic, mqtt_protocol=protocol) as door,
+        Observer(mosquitto.port, base=base_topic) as observer,
+    ):
+        await observer.subscribe(f"{base_topic}/+/out")
+        assert (await observer.ask("piagent-selftest", {"message": "hello", "id": "q"}))[-1]["reply"] == "hello"
+        await observer.ask("kitchen", "sync")
+        assert not engine.refusals
+        assert door.state.reasons == ()
 
 
 async def test_without_a_conversation(mosquitto: Mosquitto, base_topic: str, observer: Observer) -> None:
@@ -223,6 +240,19 @@ async def test_too_many_admin_requests_are_busy(mosquitto: Mosquitto, base_topic
         await until(lambda: sum(message.field("status") == "ok" for message in observer.messages) == MAX_TASKS)
 
 
+async def test_a_stop_tells_whose_request_it_cuts_off(
+    mosquitto: Mosquitto, base_topic: str, observer: Observer
+) -> None:
+    engine = EchoEngine(gate=asyncio.Event())
+    async with open_door(mosquitto.port, engine, mqtt_base_topic=base_topic):
+        for qos in (0, 1):
+            await observer.publish(f"{base_topic}/request/slow", {"transaction": qos}, qos)
+        await until(lambda: len(engine.administered) == 2)
+    await observer.wait(lambda message: message.field("status") == "offline")
+    (cut,) = observer.on(f"{base_topic}/response/slow")
+    assert (cut.json["error"]["code"], cut.json["transaction"]) == ("shutting_down", 0)
+
+
 @both
 async def test_announcements_are_retained_and_come_again(mosquitto: Mosquitto, base_topic: str, protocol: str) -> None:
     engine = EchoEngine()
@@ -252,13 +282,33 @@ async def test_the_goodbye_is_the_last_word(
         """Report health while the door closes, as the daemon's report may."""
         door.announce(f"{base_topic}/health", lambda: b'{"status":"ok"}')
 
-    monkeypatch.setattr(door._clerk, "stop", late)
+    monkeypatch.setattr(door._inbox, "stop", late)
     await door.stop(5)
     async with Observer(mosquitto.port, base=base_topic) as newcomer:
         await newcomer.subscribe(f"{base_topic}/health")
         first = await newcomer.wait(lambda message: message.topic.endswith("/health"))
     assert first.field("status") == "offline"
     assert [one.field("status") for one in observer.on(f"{base_topic}/health")] == ["offline"]
+
+
+@both
+async def test_a_stop_that_cannot_say_goodbye_leaves_that_to_the_will(
+    new_broker: BrokerFactory, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_connection, "WILL_DELAY_S", 0)
+    broker = new_broker()
+    door = make_door(broker.port, EchoEngine(), mqtt_protocol=protocol)
+    door.announce("piagent/health", lambda: b'{"status":"ok"}')
+    await door.start()
+    await asyncio.wait_for(door.ready(), 5)
+    await asyncio.wait_for(door._link.outbox.quiet(), 5)
+    broker.pause()
+    door.announce("piagent/info", lambda: b"{}")  # this is never acknowledged, so the stop waits for it in vain
+    await door.stop(0.3)
+    broker.resume()
+    async with Observer(broker.port) as observer:
+        await observer.subscribe("piagent/health")
+        await observer.wait(lambda message: message.field("status") == "offline")
 
 
 @both

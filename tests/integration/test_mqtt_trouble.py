@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import random
 import socket
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from piagent_daemon.doors import mqtt_trouble
+from piagent_daemon.doors import mqtt_link, mqtt_trouble
 from piagent_daemon.doors.mqtt import MqttDoor
 from piagent_daemon.errors import ConfigError
 from tests.conftest import BrokerFactory
@@ -246,6 +247,19 @@ async def test_two_daemons_with_one_client_id_stop_quarrelling(
         await door.stop(1)
 
 
+async def test_a_quarrel_over_the_client_id_is_over_when_the_connection_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt_trouble, "DUEL_PAUSE_S", (0.0, 0.0))
+    monkeypatch.setattr(mqtt_link, "STABLE_S", 0.2)
+    told: list[tuple[bool, tuple[str, ...]]] = []
+    async with ScriptedBroker() as broker, open_door(broker.port, EchoEngine()) as door:
+        door.on_change = lambda: told.append((door.state.connected, door.state.reasons))
+        for number in range(mqtt_trouble.DUEL_LOSSES):
+            broker.drop()
+            await until(functools.partial(is_past, door, number + 1))
+        await until(lambda: told[-1:] == [(True, ())])
+        assert (True, ("duplicate_client_id",)) in told
+
+
 # ------------------------------------------------------------------------------------------------------ poison
 
 
@@ -268,6 +282,38 @@ async def test_an_answer_that_the_broker_does_not_take_blocks_nobody(new_broker:
             assert not [one for one in observer.events(innocent) if one["type"] == "error"]
         assert broker.output.count("Sending CONNACK to door-") <= 5
         assert door.state.reasons == ()
+
+
+@both
+async def test_an_announcement_that_the_broker_does_not_take_is_left_out(
+    new_broker: BrokerFactory, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = new_broker(extra=["max_packet_size 4000"])
+    large, topic = "x" * 8000, "homeassistant/device/piagent/config"
+    async with (
+        Observer(broker.port) as observer,
+        open_door(broker.port, EchoEngine(), mqtt_protocol=protocol, mqtt_client_id="door") as door,
+    ):
+        await observer.subscribe("piagent/+/out")
+        await observer.subscribe("homeassistant/#")
+        door.announce("piagent/health", lambda: b'{"status":"ok"}')
+        door.announce(topic, lambda: json.dumps({"text": large}).encode())
+        await observer.ask("k", "before", 10)
+        await until(lambda: "does not take the message" in caplog.text, 15)
+        await until(lambda: door.state.connected)
+        connects = broker.output.count("Sending CONNACK to door")
+        assert connects <= 4
+        await asyncio.to_thread(broker.restart)
+        await until(lambda: broker.output.count("Sending CONNACK to door") > connects, 15)
+        await observer.ask("k", "after", 15)
+        door.announce(topic, lambda: json.dumps({"text": large}).encode())
+        await observer.ask("k", "still there", 10)
+        assert broker.output.count("Sending CONNACK to door") == connects + 1
+        assert not door._link.outbox._kept
+        large = "x"
+        door.announce(topic, lambda: json.dumps({"text": large}).encode())
+        await observer.wait(lambda message: message.topic == topic and message.field("text") == "x")
+    assert len([record for record in caplog.records if "does not take the message" in record.message]) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- TLS

@@ -153,9 +153,22 @@ async def test_long_requests_leave_room_for_short_ones(world: World) -> None:
     await world.ok("llm/chat", chat)
 
 
+async def test_models_that_load_slowly_leave_room_for_short_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    monkeypatch.setattr(world.provider, "prime", lambda _: gate.wait())
+    running = [asyncio.create_task(world.ok("models/reload")) for _ in range(MAX_LONG)]
+    await world.until(lambda: world.desk._long == MAX_LONG)
+    assert (await world.error("models/reload"))[0] == "busy"
+    await world.ok("health")
+    gate.set()
+    await asyncio.gather(*running)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if admin.load(name).long])
 def test_a_long_request_can_be_named_for_cancel(name: str) -> None:
-    assert name in {"llm/chat", "llm/vision", "llm/embed", "models/pull", "diagnose"}
+    assert name in {"llm/chat", "llm/vision", "llm/embed", "models/pull", "models/reload", "diagnose"}
 
 
 NAMES = ("id", "model", "messages", "input", "images", "image_path", "options", "stream", "stop", "format", "ask")

@@ -178,6 +178,9 @@ def test_a_catalogue_of_models_is_no_choice() -> None:
     info = describe(made)
     assert discovery.models_to_choose(info, made.settings, few) == sorted([*few, "own"])
     assert discovery.models_to_choose(info, made.settings, many) == ["own"]
+    all_of_them = info.model_copy(update={"models": ["embeds", *few, *many]})  # also those that cannot talk
+    assert discovery.models_to_choose(all_of_them, made.settings, few) == sorted([*few, "own"])
+    assert discovery.models_to_choose(all_of_them, made.settings, many) == ["own"]
     only = config(ollama_model_general="own", models_allowed=("own", "other"))
     assert discovery.models_to_choose(describe(only), only.settings, few) == ["other", "own"]
 

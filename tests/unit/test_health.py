@@ -1,6 +1,7 @@
 """What health says (contract section 4)."""
 
 import asyncio
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -14,6 +15,7 @@ from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.turn import Config
 from piagent_daemon.values import DoorState, ProviderState
 from piagent_daemon.watch import ProviderWatch
+from tests.fakes.desk import World
 from tests.fakes.doubles import FakeClock, ScriptedProvider, ladder_of
 
 COMMON: dict[str, Any] = {"conversation_id": "c", "request_id": "r", "attempt": 1, "seq": 0, "ts": FakeClock().now()}
@@ -99,6 +101,23 @@ def test_any_reason_degrades() -> None:
         door=DoorState(connected=True, reasons=("acl_publish",)), reasons=["model_not_found"], **parts
     )
     assert (ill.status, ill.reasons) == ("degraded", ["model_not_found", "acl_publish"])
+
+
+async def test_health_comes_every_interval_however_often_somebody_looks() -> None:
+    world = World(health_interval_s=0.1)
+    told: list[bytes] = []
+
+    def announce(topic: str, payload: Callable[[], bytes]) -> None:
+        if topic.endswith("/health"):
+            told.append(payload())
+
+    world.herald.announce = announce  # type: ignore[method-assign]
+    task = asyncio.create_task(world.reporting.run())
+    async with asyncio.timeout(5):
+        while len(told) < 3:
+            world.reporting.changed()
+            await asyncio.sleep(0.01)
+    task.cancel()
 
 
 def test_resident_memory_is_read() -> None:

@@ -233,17 +233,3 @@ def test_any_message_is_one_record(message: str, journal: bool) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
     start = "<6>" if journal else "    "
     assert all(line.startswith(start) for line in text.split("\n")[1:])
-
-
-def test_a_state_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    state = log.StateLog(logger)
-    said = [
-        state.changed("broker", logging.WARNING, "cannot connect: %s", "refused"),
-        state.changed("broker", logging.WARNING, "cannot connect: %s", "refused"),
-        state.changed("model", logging.WARNING, "cannot connect: %s", "refused"),
-        state.changed("broker", logging.INFO, "connected, 100%"),
-        state.changed("broker", logging.WARNING, "cannot connect: %s", "refused"),
-    ]
-    assert said == [True, False, True, True, True]
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO", "WARNING"]

@@ -30,7 +30,25 @@ def letter(**fields: Any) -> Letter:
 def test_the_clients_id_names_the_delivery() -> None:
     delivery = delivery_of(letter(correlation=b"x", response_topic="piagent/a"), "k", "q1")
     assert (delivery.key, delivery.by_id) == ("id:k:q1", True)
-    assert delivery_of(letter(), None, "q1").key == "id::q1"
+    assert delivery_of(letter(packet_id=9), None, "q1") == delivery_of(letter(), None, "q1")
+    assert delivery_of(letter(), None, "q1").by_id
+
+
+def test_an_id_without_a_conversation_names_it_for_its_asker_and_its_words_only() -> None:
+    keys = {
+        delivery_of(letter(response_topic=reply_to, correlation=data, payload=payload), None, "1").key
+        for reply_to in (None, "piagent/a", "piagent/b")
+        for data in (None, b"1", b"2")
+        for payload in (b"on", b"off")
+    }
+    assert len(keys) == 18
+
+
+def test_no_two_deliveries_share_a_key() -> None:
+    assert delivery_of(letter(), "a", "b:c").key != delivery_of(letter(), "a:b", "c").key
+    one = letter(response_topic="b:piagent/x", correlation=b"1")
+    other = letter(response_topic="piagent/x", correlation=b"1")
+    assert delivery_of(one, "a", None).key != delivery_of(other, "a:b", None).key
 
 
 def test_correlation_data_names_it_for_its_asker_and_its_words_only() -> None:

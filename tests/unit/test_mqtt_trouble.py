@@ -112,6 +112,8 @@ def test_three_takeovers_in_a_minute_are_a_duel() -> None:
     assert low <= policy.after(lost(1), 20) <= high
     assert policy.duel
     assert low <= policy.after(lost(1), 300) <= high, "one more is enough now"
+    policy.stable()
+    assert not policy.duel
     assert policy.after(lost(3600), 4000) == 0.0
     assert not policy.duel
 

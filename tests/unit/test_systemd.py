@@ -46,7 +46,8 @@ def notifier(systemd: Systemd) -> Iterator[Notifier]:
     del systemd
     notifier = Notifier()
     yield notifier
-    notifier.close()
+    assert notifier._peer
+    notifier._peer.socket.close()
 
 
 def test_each_message_is_a_datagram(systemd: Systemd, notifier: Notifier) -> None:
@@ -107,7 +108,6 @@ def test_without_systemd_nothing_happens(address: str | None, monkeypatch: pytes
     assert not any([notifier.ready(), notifier.reloading(), notifier.stopping(), notifier.status("x")])
     assert not notifier.watchdog()
     assert notifier.watchdog_interval() is None
-    notifier.close()
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,8 @@ def test_our_own_event_is_known_however_it_is_written() -> None:
     event = refusal(Busy("full"), conversation_id="c", request_id="r", clock=FakeClock())
     assert is_own_event(event.encode())
     assert is_own_event(json.dumps(json.loads(event.encode()), indent=2).encode())
+    for kind in ("[]", "{}", "null", "7", '"noise"'):
+        assert not is_own_event(b'{"conversation_id":"k","request_id":"a","seq":0,"type":%s}' % kind.encode())
     assert not is_own_event(b'{"message": "what is a \\"request_id\\" and a \\"seq\\"?"}')
 
 
