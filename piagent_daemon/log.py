@@ -14,7 +14,11 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, SecretStr
 
+from piagent_daemon.setting_types import secrets_in_address
+
 STDERR = 2
+ADDRESSES = ("host", "url", "uri")
+"""How the names of settings end that may hold user and password."""
 NOISY = ("httpx", "httpcore", "paho", "asyncio")
 """Libraries that log each request or each slow step: silent below WARNING, except at debug."""
 PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
@@ -54,9 +58,15 @@ def is_journal(fd: int = STDERR) -> bool:
 
 
 def secrets_in(settings: BaseModel) -> list[str]:
-    """Return the values of all secret settings, to be masked."""
-    values = (getattr(settings, name) for name in type(settings).model_fields)
-    return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+    """Return the values of all secret settings, and user and password of addresses, to be masked."""
+    found: list[str] = []
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            found.append(value.get_secret_value())
+        elif isinstance(value, str) and name.endswith(ADDRESSES):
+            found += secrets_in_address(value)
+    return found
 
 
 class LineHandler(logging.Handler):

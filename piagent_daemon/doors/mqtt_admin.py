@@ -86,7 +86,7 @@ class Clerk:
 
     def _check_room(self) -> None:
         if self._closed:
-            raise ShuttingDown("The daemon stops; ask again in a moment.")
+            raise ShuttingDown
         if len(self._tasks) >= MAX_TASKS:
             raise Busy("Too many admin requests run; ask again in a moment.")
 

@@ -248,7 +248,7 @@ class Inbox:
             self._refuse(letter, reply, conversation_id, error)
             return
         if self._closed:
-            self._refuse(letter, reply, conversation_id, ShuttingDown("The daemon stops; ask again in a moment."))
+            self._refuse(letter, reply, conversation_id, ShuttingDown())
             return
         delivery = delivery_of(letter, conversation_id, request.id)
         if not self._merged(delivery, receipt):

@@ -140,8 +140,10 @@ def test_secrets_are_found_in_settings() -> None:
         name: str = "n"
         password: SecretStr | None = SecretStr("hunter22")
         key: SecretStr | None = None
+        ollama_host: str = "ann:s3cr3t@box:11434"
+        url: str | None = None
 
-    assert log.secrets_in(Some()) == ["hunter22"]
+    assert log.secrets_in(Some()) == ["hunter22", "ann:s3cr3t", "s3cr3t"]
 
 
 @pytest.mark.parametrize(
