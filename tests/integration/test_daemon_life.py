@@ -183,23 +183,23 @@ async def test_a_start_without_a_broker_counts_after_10_s_and_pings_go_on(
 
 
 BUSY = """---
-context: "{% for a in range(n) %}{% for b in range(n) %}{% endfor %}{% endfor %}"
+context: "{% for a in range(900) %}{% set c = ('x' * 999) | list | sort %}{% endfor %}"
 ---
 You are stuck.
-""".replace("n)", "5000)")
+"""
 
 
 async def test_nothing_is_pinged_while_the_loop_stands_still(
     daemon: DaemonFactory, model_server: FakeOllama, observer: Observer, tmp_path: Path
 ) -> None:
     (tmp_path / "stuck.md").write_text(BUSY)
-    process = await daemon(ollama_host=model_server.url, prompts_dir=tmp_path, watchdog_s=0.4)
+    process = await daemon(ollama_host=model_server.url, prompts_dir=tmp_path, watchdog_s=0.2)
     await ask(observer, "k", "Hello")
     await process.notified("WATCHDOG=1", start=len(process.notifications))
     await ask(observer, "k", {"message": "Hello", "agent": "stuck"}, timeout_s=30)
     await process.notified("WATCHDOG=1", start=len(process.notifications))
     pings = [when for when, text in process.notifications if text == "WATCHDOG=1"]
-    assert max(after - before for before, after in itertools.pairwise(pings)) > 0.4
+    assert max(after - before for before, after in itertools.pairwise(pings)) > 0.2
 
 
 async def test_it_runs_without_systemd(daemon: DaemonFactory, model_server: FakeOllama, observer: Observer) -> None:
