@@ -49,6 +49,4 @@ async def get(parts: Parts, params: OneConversation) -> Any:
 @takes(SomeConversation)
 async def clear(parts: Parts, params: SomeConversation) -> Any:
     """Forget one conversation, or all of them."""
-    if params.conversation_id is None:
-        return {"cleared": await parts.store.clear()}
     return {"cleared": await parts.scheduler.reset(params.conversation_id)}

@@ -53,6 +53,9 @@ class LoopBreaker:
             return True
         return False
 
-    def forget(self, conversation_id: str) -> None:
-        """Forget a conversation's last reply."""
-        self._echoes.pop(conversation_id, None)
+    def forget(self, conversation_id: str | None = None) -> None:
+        """Forget a conversation's last reply, or those of all."""
+        if conversation_id is None:
+            self._echoes.clear()
+        else:
+            self._echoes.pop(conversation_id, None)

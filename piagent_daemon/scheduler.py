@@ -259,11 +259,12 @@ class Scheduler:
             self.cancel(job.conversation_id, request_id)
         return bool(found)
 
-    async def reset(self, conversation_id: str) -> int:
-        """Forget a conversation, a running answer included, which goes on; return how many were remembered: 0 or 1."""
+    async def reset(self, conversation_id: str | None = None) -> int:
+        """Forget a conversation or all, running answers included, which go on; return how many were remembered."""
         self._loops.forget(conversation_id)
-        if lane := self._lanes.get(conversation_id):
-            lane.agent = None
+        for lane in self._lanes.values():
+            if conversation_id in {None, lane.conversation_id}:
+                lane.agent = None
         return await self._store.clear(conversation_id)
 
     def refused(self, reason: str) -> None:

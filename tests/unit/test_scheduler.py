@@ -322,13 +322,17 @@ async def test_our_own_reply_sent_back_stops_being_answered(world: World) -> Non
     assert code(await (await world.submit("I am an echo")).terminal()) == "stop"
 
 
-async def test_reset_forgets_and_a_running_answer_is_not_remembered(world: World) -> None:
+@pytest.mark.parametrize("name", ["kitchen", None])
+async def test_reset_forgets_and_a_running_answer_is_not_remembered(world: World, name: str | None) -> None:
     world.hold()
-    channel = await world.speaking(await world.submit("one"))
-    await world.scheduler.reset("kitchen")
+    channel = await world.speaking(await world.submit("one", agent="voice"))
+    await world.scheduler.reset(name)
+    next_one = await world.submit("two")
     world.gate.set()
-    await channel.terminal()
-    assert (await world.store.load("kitchen")).turns == ()
+    agents = [getattr(await one.terminal(), "agent", None) for one in (channel, next_one)]
+    assert agents == ["voice", "general"], "that it was the voice agent's is forgotten, too"
+    turns = (await world.store.load("kitchen")).turns
+    assert [turn.content for turn in turns if turn.role == "user"] == ["two"]
 
 
 async def test_drain_finishes_what_runs_and_leaves_what_the_broker_keeps(world: World) -> None:
