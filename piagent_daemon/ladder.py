@@ -1,7 +1,7 @@
 """The providers as a ladder: the first that works answers, and a conversation stays where its cache is warm."""
 
 import logging
-from asyncio import sleep
+from asyncio import gather, sleep
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
@@ -167,8 +167,7 @@ class Ladder:
 
     async def aclose(self) -> None:
         """Close every connection of every provider."""
-        for rung in self._known.values():
-            await rung.provider.aclose()
+        await gather(*(rung.provider.aclose() for rung in self._known.values()), return_exceptions=True)
 
     # --------------------------------------------------------------------------------------------------------- answers
 

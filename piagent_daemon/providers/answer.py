@@ -22,6 +22,8 @@ log = logging.getLogger("piagent.providers")
 DONE: dict[str, Any] = {"[DONE]": True}
 """Stands for OpenAI's last event, whose data is no JSON."""
 SPARE_LINES = 16
+LARGE = 1e300
+"""No number of an embedding is nearly as large; NaN is not smaller than it either."""
 BATCH = 32
 """Texts that one call makes vectors of."""
 INCOMPLETE = "the model server ended the answer without saying that it is complete"
@@ -135,6 +137,6 @@ async def in_batches(
 def vectors(rows: Any, wanted: int) -> list[list[float]]:
     """Return embeddings as they came, after a check that there are `wanted` lists of numbers."""
     good = isinstance(rows, list) and len(rows) == wanted and all(isinstance(row, list) and row for row in rows)
-    if not good or not all(type(number) in {int, float} for row in rows for number in row):
+    if not good or not all(type(number) in {int, float} and -LARGE < number < LARGE for row in rows for number in row):
         raise ProviderError(f"the model server did not answer with {wanted} embeddings")
     return [[float(number) for number in row] for row in rows]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from piagent_daemon.errors import ProviderError, ProviderTimeout
-from piagent_daemon.providers.answer import Hear, Heard, in_batches, relay
+from piagent_daemon.providers.answer import Hear, Heard, in_batches, relay, vectors
 from piagent_daemon.providers.client import LineStream
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
@@ -98,3 +98,10 @@ async def test_many_texts_are_embedded_a_few_at_a_time_in_order() -> None:
     assert await in_batches([str(number) for number in range(70)], embed) == [[float(number)] for number in range(70)]
     assert asked == [32, 32, 6]
     assert await in_batches([], embed) == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, True, "1", None])
+def test_what_is_no_number_of_an_embedding_is_refused(number: object) -> None:
+    with pytest.raises(ProviderError, match="did not answer with 1 embeddings"):
+        vectors([[0.5, number]], 1)
+    assert vectors([[0.5, -2]], 1) == [[0.5, -2.0]]
