@@ -26,7 +26,6 @@ TEXT = (
 WORDS = TEXT.split()
 TAG = re.compile(r"#(\S+)")
 TOKEN = re.compile(r"<\|\w+\|>|\n|\s?[^\s<]+|<|\s")
-SCATTER = random.Random(1)  # noqa: S311 - moments, not secrets
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,11 @@ class Plan:
 
     tokens: int = 20
     interval_s: float = 0.0
-    scatter: bool = False
-    """Start each stream at a random moment of its first interval, as independent conversations would."""
+    scatter: int = 0
+    """Start each stream at a random moment of its first interval, as independent conversations would: the seed, or 0.
+
+    With the same seed the moments are the same, so that two bridges meet the same crowds.
+    """
     stamped: bool = False
     """Each token is the time at which it was written."""
     leading: bool = False
@@ -65,6 +67,7 @@ class State:
 
     def __init__(self) -> None:
         self.plan = Plan()
+        self.moments = random.Random()  # noqa: S311 - no secrets
         self.records: list[Record] = []
         self.calls = 0
         self.numbers = itertools.count(1)
@@ -149,6 +152,7 @@ class Connection(asyncio.Protocol):
             self.state.report()
             self.state.slot = []
             self.state.plan = Plan(**{name: value for name, value in body.items() if name in known})
+            self.state.moments.seed(self.state.plan.scatter)
             self.whole({})
         elif target in {"/api/chat", "/api/generate"}:
             self.answer(body, arrived, chat=target == "/api/chat")
@@ -221,7 +225,7 @@ class Stream:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
         if self.plan.interval_s:
             self.connection.transport.write(head)
-            wait = SCATTER.random() * self.plan.interval_s if self.plan.scatter else 0.0
+            wait = self.connection.state.moments.random() * self.plan.interval_s if self.plan.scatter else 0.0
             self.due = self.connection.loop.time() + wait
             self.connection.timer = self.connection.loop.call_at(self.due, self.step)
             return
