@@ -65,11 +65,11 @@ async def show(parts: Parts, params: OneModel) -> Any:
     """Tell about one model what the list does not: what it can do, and whether it is loaded."""
     rung = await _owner(parts, params)
     state = await rung.provider.probe(params.model)
-    if state.model_found is False:
+    listed = await _models(parts, rung) if state.reachable else []
+    known = [model for model in listed if allows((params.model,), model.name)]
+    if state.model_found is False or (state.model_found is None and listed and not known):
         raise ModelNotFound(state.error or f'The model server does not have "{params.model}".')
     capabilities = await rung.provider.capabilities(params.model)
-    names = {params.model, f"{params.model}:latest"}
-    known = [model for model in await _models(parts, rung) if model.name in names]
     row = _row(rung, known[0] if known else ModelInfo(params.model))
     return {**row, "capabilities": sorted(capabilities), "loaded": state.model_loaded}
 

@@ -2,6 +2,7 @@
 
 from piagent_daemon.errors import ProviderError, ProviderUnavailable
 from piagent_daemon.rung import Rung
+from piagent_daemon.tries import MAX_BACKOFF_S
 
 
 class Failures:
@@ -25,18 +26,25 @@ class Failures:
         """Those whose failure may pass."""
         return [rung for rung in self.said if rung in self._left_s]
 
-    @property
-    def soonest(self) -> ProviderUnavailable:
-        """The failure of the one that may be asked again first; there must be one."""
-        error = self.said[min(self.passing, key=self._left_s.__getitem__)]
+    def next(self, *, last: bool) -> tuple[ProviderUnavailable, float]:
+        """Return whose turn it is among those that may pass, and how many seconds that one wants to be left alone.
+
+        That is whoever may be asked soonest, but for the last try whoever takes longest, in time, so that all are due.
+        """
+        in_time = [rung for rung in self.passing if self._left_s[rung] <= MAX_BACKOFF_S]
+        chosen = max(in_time, key=self._left) if last and in_time else min(self.passing, key=self._left)
+        error = self.said[chosen]
         assert isinstance(error, ProviderUnavailable)  # noqa: S101 - no other kind is `passing`
-        return error
+        return error, self._left(chosen)
+
+    def _left(self, rung: Rung) -> float:
+        return self._left_s[rung]
 
     def due(self, waited_s: float) -> list[Rung]:
         """Return whom to ask after a wait: nobody before the time that its server named, but one at least."""
         self._left_s = {rung: left_s - waited_s for rung, left_s in self._left_s.items()}
         due = [rung for rung in self.passing if self._left_s[rung] <= 0]
-        return due or [min(self._left_s, key=self._left_s.__getitem__)]
+        return due or [min(self.passing, key=self._left)]
 
     def why(self) -> ProviderError:
         """Return the failure that is worth telling: one that may pass before others, with a word on each."""

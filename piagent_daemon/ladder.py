@@ -21,7 +21,7 @@ from piagent_daemon.errors import (
 )
 from piagent_daemon.failures import Failures
 from piagent_daemon.ports import Clock, Provider
-from piagent_daemon.routing import capable
+from piagent_daemon.routing import capable, embedder
 from piagent_daemon.rung import WAKE_LOOK_S, WAKES_S, Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.tries import Tries
@@ -141,7 +141,7 @@ class Ladder:
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> tuple[list[list[float]], str, str]:
         """Return a vector for each text, the model that made them and its provider's name. Raises ProviderError."""
-        rung, chosen = await self._embedder(model)
+        rung, chosen = await embedder(self.rungs, model, self.general, self._settings().models_allowed)
         rung.begin()
         try:
             return await rung.provider.embed(texts, chosen), chosen, rung.name
@@ -150,20 +150,6 @@ class Ladder:
             raise
         finally:
             rung.end()
-
-    async def _embedder(self, model: str | None) -> tuple[Rung, str]:
-        """Return who makes embeddings, and by which model: `model`, or the first that can.
-
-        There is no second choice while it fails: vectors of two models cannot be compared.
-        """
-        missing: ModelNotFound | None = None
-        for rung in self.rungs:
-            try:
-                wanted, allowed = model or self.general(rung.name), self._settings().models_allowed
-                return rung, await capable(rung.provider, "embedding", wanted, allowed, only=bool(model))
-            except ModelNotFound as error:
-                missing = missing or error
-        raise missing or ModelNotFound("There is no provider.")
 
     async def aclose(self) -> None:
         """Close every connection of every provider."""
@@ -207,12 +193,13 @@ class Ladder:
             for rung, error in failures.said.items():
                 self._report(rung, error, call)
             raise failures.why()
-        call.told("retrying", f"{waking[0].name} wakes up." if waking else str(failures.soonest))
+        error, left_s = failures.next(last=tries.last)
+        call.told("retrying", f"{waking[0].name} wakes up." if waking else str(error))
         if waking and not tries.left:
             await sleep(WAKE_LOOK_S)
             again = waking
         else:
-            again = failures.due(await tries.after(failures.soonest))
+            again = failures.due(await tries.after(error, left_s))
         for rung in again:
             rung.retries += 1
         return again

@@ -21,16 +21,20 @@ class Tries:
     def left(self) -> bool:
         return self.used < self._most
 
-    async def after(self, error: ProviderUnavailable) -> float:
+    @property
+    def last(self) -> bool:
+        """Tell whether only one is left."""
+        return self._most - self.used == 1
+
+    async def after(self, error: ProviderUnavailable, least_s: float | None = None) -> float:
         """Wait before the next try, at least as long as the server asked but no longer than MAX_BACKOFF_S.
 
-        Return the seconds; raise `error` when no try is left.
+        `least_s` is what is left of that, where not all is. Return the seconds; raise `error` when no try is left.
         """
         if not self.left:
             raise error
-        wait_s = max(
-            full_jitter(self.used, self._factor_s, MAX_BACKOFF_S), min(error.retry_after_s or 0.0, MAX_BACKOFF_S)
-        )
+        least_s = error.retry_after_s or 0.0 if least_s is None else least_s
+        wait_s = max(full_jitter(self.used, self._factor_s, MAX_BACKOFF_S), min(least_s, MAX_BACKOFF_S))
         self.used += 1
         await asyncio.sleep(wait_s)
         return wait_s

@@ -11,6 +11,7 @@ from typing import Any
 
 from piagent_daemon import providers
 from piagent_daemon.cli import FAILED, FINE, USAGE
+from piagent_daemon.cli.checks.local import prompts
 from piagent_daemon.cli.terminal import neutral, stderr, stdout
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.ports import Provider
@@ -41,10 +42,12 @@ def run(args: argparse.Namespace) -> int:
     if name not in (known := sorted({*settings.providers, *providers.PROVIDERS})):
         stderr().line(f'piagent models: there is no provider "{name}"; choose from {", ".join(known)}')
         return USAGE
+    agents, _ = prompts(settings)
+    beside = [agent.provider for agent in agents.values() if agent.provider]
     action: Callable[[Provider, argparse.Namespace], Coroutine[Any, Any, int]] = args.action
 
     async def act() -> int:
-        provider: Provider = providers.create(name, settings)
+        provider: Provider = providers.create(name, settings, beside)
         try:
             return await action(provider, args)
         finally:

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.settings import Settings
@@ -17,6 +18,15 @@ PLAIN = {
     "huggingface": ("PROVIDER_URL", "HF_TOKEN"),
 }
 """Which settings hold the address and the key of a kind when it is the only provider; ANY where it is not listed."""
+
+
+OWN = {
+    "ollama-cloud": "ollama.com",
+    "openai": "api.openai.com",
+    "anthropic": "api.anthropic.com",
+    "huggingface": "router.huggingface.co",
+}
+"""Where the keys of a kind belong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +79,15 @@ def place(name: str, settings: Settings, beside: Collection[str] = ()) -> Place:
     """
     table = settings.providers.get(name)
     kind = table.kind if table else name
-    plain = _plain(name, kind, settings)
+    plain = _plain(name, kind, settings, beside)
     used = {_kind(one, settings) for one in (*settings.provider.split(","), *beside)}
     if kind == "ollama" and "ollama-cloud" in used:
         plain = replace(plain, key=None)
     if table is None:
         return Place(plain)
     config = plain
-    if table.url is not None:  # a key of the plain settings is not sent elsewhere
-        config = replace(config, url=table.url, key=None, url_setting=f"[providers.{name}] url")
+    if table.url is not None:
+        config = replace(config, url=table.url, url_setting=f"[providers.{name}] url")
     if table.url is not None or table.key is not None:
         config = replace(config, key_setting=f"[providers.{name}] key")
     if table.key is not None:
@@ -90,11 +100,11 @@ def place(name: str, settings: Settings, beside: Collection[str] = ()) -> Place:
     return Place(config, table.model, table.context_tokens, wake)
 
 
-def _plain(name: str, kind: str, settings: Settings) -> ProviderConfig:
+def _plain(name: str, kind: str, settings: Settings, beside: Collection[str]) -> ProviderConfig:
     """Return what the plain settings say for a provider of that kind."""
     url_setting, key_setting = PLAIN.get(kind, ANY)
-    url = getattr(settings, url_setting.lower()) if _takes(name, 0, settings) else None
-    key = getattr(settings, key_setting.lower()) if _takes(name, 1, settings) else None
+    url = getattr(settings, url_setting.lower()) if _takes(name, 0, settings, beside) else None
+    key = getattr(settings, key_setting.lower()) if _takes(name, 1, settings, beside) else None
     return ProviderConfig(
         name=name,
         kind=kind,
@@ -113,7 +123,7 @@ def _plain(name: str, kind: str, settings: Settings) -> ProviderConfig:
     )
 
 
-def _takes(name: str, place: int, settings: Settings) -> bool:
+def _takes(name: str, place: int, settings: Settings, beside: Collection[str]) -> bool:
     """Tell whether a provider takes the setting at that place (0: address, 1: key) of its kind's line in PLAIN."""
     setting = PLAIN.get(_kind(name, settings), ANY)[place]
     if not (setting and _wants(name, place, setting, settings)):
@@ -121,18 +131,29 @@ def _takes(name: str, place: int, settings: Settings) -> bool:
     if setting not in ANY or not getattr(settings, setting.lower()):
         return True
     owners = [one for one in settings.provider.split(",") if _wants(one, place, setting, settings)]
+    if not owners and _kind(name, settings) not in PLAIN:
+        keyless = [one for one in {name, *beside} if _kind(one, settings) not in PLAIN]
+        owners = sorted(one for one in keyless if _wants(one, place, setting, settings))
     if len(owners) > 1:
         raise ConfigError(
             f"{setting}: {' and '.join(owners)} would take it; give each its own in a table [providers.<name>]"
         )
-    return name in owners or (not owners and _kind(name, settings) not in PLAIN)
+    return name in owners
 
 
 def _wants(name: str, place: int, setting: str, settings: Settings) -> bool:
     """Tell whether that setting is the one for a provider, and its table has none of its own."""
-    table = settings.providers.get(name)
-    own = table and (table.url if place == 0 else table.url or table.key) is not None
-    return not own and PLAIN.get(_kind(name, settings), ANY)[place] == setting
+    kind, table = _kind(name, settings), settings.providers.get(name)
+    if table and place == 0 and table.url is not None:
+        return False
+    if table and place == 1 and (table.key is not None or not _at_home(kind, table.url)):
+        return False
+    return PLAIN.get(kind, ANY)[place] == setting
+
+
+def _at_home(kind: str, url: str | None) -> bool:
+    """Tell whether a key of the plain settings may go to an address."""
+    return url is None or urlsplit(url).netloc == OWN.get(kind)
 
 
 def _kind(name: str, settings: Settings) -> str:

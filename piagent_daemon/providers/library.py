@@ -68,6 +68,8 @@ def choose(name: str, kinds: Sequence[str], config: Mapping[str, Any]) -> Chosen
     except ConfigError as error:
         raise ProviderMisconfigured(*error.problems) from None
     given = {ALIASES.get(key, key): value for key, value in config.items()}
+    if "url" in given:  # a key of the settings is not sent elsewhere
+        given = {"key": None} | given
     own = {field.name for field in fields(ProviderConfig)} - {"name", "kind"}
     calls = {field.name for field in fields(Chosen)} - {"provider"}
     if unknown := sorted(given.keys() - own - calls):
@@ -275,7 +277,9 @@ class Client:
 def _message(value: Message | Mapping[str, Any]) -> Message:
     if isinstance(value, Message):
         return value
-    role, content, images = value.get("role"), value.get("content"), value.get("images", ())
+    role, content, images = value.get("role"), value.get("content"), value.get("images") or ()
+    if isinstance(images, str | bytes) or not all(isinstance(image, str) for image in images):
+        raise ProviderError("images are a list of base64 texts", 422)
     if role not in ROLES or not isinstance(content, str) or value.keys() - {"role", "content", "images"}:
         raise ProviderError("a message is a mapping of role, content and perhaps images", 422)
     return Message(role, content, tuple(map(image_base64, images)))

@@ -82,9 +82,9 @@ class OpenAIProvider(Remote):
             found = await self._rows()
         except NoSuchPath:  # some servers have no list
             return ProviderState(True)
-        if self._preset.one_model:
-            return ProviderState(True, model_loaded=True, model_found=True)
         row = next((row for row in found if wire.named(row, model)), None)
+        if self._preset.one_model:  # by whatever name it is asked for
+            return ProviderState(True, model_loaded=True, model_found=True if row else None)
         if row is None:
             error = str(model_not_found(model, self._site)) if found else None
             return ProviderState(True, None, False if found else None, error)

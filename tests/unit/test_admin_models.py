@@ -12,6 +12,7 @@ from piagent_daemon.agents import Agent
 from piagent_daemon.errors import ProviderError, ProviderUnavailable
 from piagent_daemon.values import ProviderState
 from tests.fakes.desk import Shop, World, layer
+from tests.fakes.doubles import ScriptedProvider
 
 GENERAL = "qwen2.5:3b-instruct"
 
@@ -199,6 +200,20 @@ async def test_a_model_is_shown_by_whoever_has_it() -> None:
     assert (await world.ok("models/show", {"model": GENERAL}))["provider"] == "scripted"
     assert (await world.ok("models/show", {"model": GENERAL, "provider": "desk"}))["provider"] == "desk"
     assert (await world.error("models/show", {"model": "nope"}))[0] == "model_not_found"
+
+
+async def test_a_server_that_answers_by_any_name_has_not_any_model() -> None:
+    llama = Shop("served", name="llama")
+    llama.capabilities = ScriptedProvider.capabilities.__get__(llama)  # type: ignore[method-assign]
+
+    async def probe(model: str) -> ProviderState:
+        return ProviderState(True, model_loaded=True, model_found=True if model == "served" else None)
+
+    llama.probe = probe  # type: ignore[method-assign]
+    for world in (World(llama), World(Shop(GENERAL), llama)):
+        assert (await world.ok("models/show", {"model": "served"}))["provider"] == "llama"
+        assert (await world.error("models/show", {"model": "nope", "provider": "llama"}))[0] == "model_not_found"
+        assert (await world.error("models/show", {"model": "nope"}))[0] == "model_not_found"
 
 
 async def test_a_model_is_brought_to_the_provider_that_is_named_and_removed_there() -> None:

@@ -18,7 +18,7 @@ from piagent_daemon.errors import (
     Unauthorized,
 )
 from piagent_daemon.ladder import STAYS_S, Call, Ladder, Narrower
-from piagent_daemon.routing import capable
+from piagent_daemon.routing import capable, embedder
 from piagent_daemon.rung import MAX_REST_S, WAKE_AGAIN_S, WAKES_S, Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.turn import Config
@@ -72,6 +72,9 @@ class House:
         request = ChatRequest(model, (Message("user", "hi"),), {"num_predict": 10}, window)._replace(**fields)
         async with aclosing(self.ladder.answer(request, call)) as deltas:
             return "".join([delta.text async for delta in deltas])
+
+    async def embedder(self, model: str | None) -> tuple[Rung, str]:
+        return await embedder(self.ladder.rungs, model, self.ladder.general, self.settings.models_allowed)
 
     def asked(self) -> list[str]:
         return [name for name, provider in self.providers.items() for _ in provider.asked]
@@ -361,6 +364,16 @@ async def test_a_model_is_allowed_with_and_without_its_tag() -> None:
     assert call.served == "llava:latest"
 
 
+async def test_a_named_model_makes_embeddings_where_it_is_and_not_where_any_name_will_do() -> None:
+    house = House("a", "b", "c")
+    for name, found in (("a", None), ("b", False), ("c", True)):
+        house.providers[name].state = ProviderState(reachable=True, model_found=found)
+        house.providers[name].abilities = {"nomic": frozenset({"embedding"})}
+    assert await house.embedder("nomic") == (house.rungs["c"], "nomic")
+    house.providers["c"].state = ProviderState(reachable=True, model_found=False)
+    assert await house.embedder("nomic") == (house.rungs["a"], "nomic")
+
+
 async def test_an_embedding_model_is_found_also_where_the_general_one_is_missing() -> None:
     house = House("a")
     house.providers["a"].abilities = {"nomic": frozenset({"embedding"})}
@@ -372,9 +385,9 @@ async def test_an_embedding_model_is_found_also_where_the_general_one_is_missing
         return await missing(model)
 
     house.providers["a"].capabilities = capabilities  # type: ignore[method-assign]
-    assert await house.ladder._embedder(None) == (house.ladder.known["a"], "nomic")
+    assert await house.embedder(None) == (house.ladder.known["a"], "nomic")
     with pytest.raises(ModelNotFound, match="there is no other"):
-        await house.ladder._embedder("other")
+        await house.embedder("other")
 
 
 async def test_what_is_not_known_of_a_model_is_tried() -> None:
@@ -387,9 +400,9 @@ async def test_embeddings_come_from_a_model_that_makes_them() -> None:
     house = House("a", "b")
     house.providers["a"].abilities = {GENERAL: frozenset({"completion"})}
     house.providers["b"].abilities = {GENERAL: frozenset({"completion"}), "nomic": frozenset({"embedding"})}
-    assert await house.ladder._embedder(None) == (house.ladder.known["b"], "nomic")
+    assert await house.embedder(None) == (house.ladder.known["b"], "nomic")
     with pytest.raises(ModelNotFound, match="a has no model that makes embeddings"):
-        await house.ladder._embedder(GENERAL)
+        await house.embedder(GENERAL)
 
 
 # ------------------------------------------------------------------------------------------------------ metrics, health
@@ -496,6 +509,13 @@ async def test_a_server_is_asked_again_only_after_the_time_that_it_named(monkeyp
     assert waits == [1.0, 1.0, 1.0]
     assert [len(provider.asked) for provider in house.providers.values()] == [4, 2, 4]
     assert [house.use(name).retries for name in house.providers] == [3, 1, 3]
+    house = House("a", "b", max_retries=3)
+    house.providers["a"].script = fails(ProviderUnavailable("refused"))
+    house.providers["b"].scripts = [fails(RateLimited("slowly", retry_after_s=8))]
+    waits.clear()
+    assert await house.ask() == "from b", "the last try waits for whoever asked for more time"
+    assert waits == [1.0, 1.0, 6.0]
+    assert [len(provider.asked) for provider in house.providers.values()] == [4, 2]
 
 
 async def test_nothing_is_kept_of_what_is_outside_the_conversations() -> None:

@@ -59,6 +59,22 @@ def test_every_provider_can_be_had() -> None:
         assert create_provider(name, url="http://127.0.0.1:9", key="k").name == name
 
 
+def test_a_key_of_the_settings_goes_only_to_the_address_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    kinds = ["openai"]
+    assert choose("openai", kinds, {}).provider.key == "sk-mine"
+    assert choose("openai", kinds, {"url": "http://box:1"}).provider.key is None
+    assert choose("openai", kinds, {"url": "http://box:1", "key": "sk-box"}).provider.key == "sk-box"
+
+
+@pytest.mark.parametrize("images", ["aGk=", b"aGk=", [None], [b"aGk="]])
+async def test_images_that_are_none_are_refused(images: Any) -> None:
+    provider, _ = client()
+    with pytest.raises(errors.ProviderError, match="images are a list"):
+        await provider.chat([{"role": "user", "content": "Look", "images": images}])
+    assert await provider.chat([{"role": "user", "content": "Look", "images": None}])
+
+
 async def test_a_prompt_is_answered_whole_or_in_pieces() -> None:
     provider, shop = client()
     shop.script = lambda _: [Delta(thinking="hm"), *answer("Good ", "evening.")]

@@ -79,6 +79,7 @@ def test_no_key_or_address_goes_to_two_servers() -> None:
 TABLES = {
     "mine": ProviderTable(kind="anthropic"),
     "own": ProviderTable(kind="anthropic", url="http://own:1"),
+    "home": ProviderTable(kind="anthropic", url="https://api.anthropic.com/v1"),
     "cloud": ProviderTable(kind="ollama-cloud"),
 }
 KEYED = {"openai_api_key": "sk-open", "anthropic_api_key": "sk-ant", "provider_key": "sk-any"}
@@ -90,20 +91,22 @@ KEYED = {"openai_api_key": "sk-open", "anthropic_api_key": "sk-ant", "provider_k
         ("custom", "custom", ["openai"], "http://box:1", "sk-any"),
         ("custom", "openai", ["openai"], "", "sk-open"),  # named by an agent: its own address
         ("ollama", "anthropic", ["anthropic"], "", "sk-ant"),
-        ("ollama", "custom", ["custom", "lmstudio"], "http://box:1", "sk-any"),
+        ("ollama", "custom", ["custom"], "http://box:1", "sk-any"),
+        ("ollama", "custom", ["custom", "lmstudio"], "PROVIDER_URL: custom and lmstudio would take it", None),
+        ("openai,mine", "openai", [], "PROVIDER_URL: openai and mine would take it", None),
         ("custom", "lmstudio", ["lmstudio"], "", None),
-        ("openai,mine", "openai", [], "http://box:1", "sk-open"),
         ("openai,own", "openai", [], "http://box:1", "sk-open"),
         ("openai,own", "own", [], "http://own:1", None),
         ("mine", "mine", [], "http://box:1", "sk-ant"),
+        ("home", "home", [], "https://api.anthropic.com/v1", "sk-ant"),  # the kind's own server
     ],
 )
 def test_a_key_goes_only_where_it_belongs(ladder: str, name: str, beside: list[str], url: str, key: str | None) -> None:
     settings = Settings.model_validate({"provider": ladder, "provider_url": "http://box:1", **KEYED}).with_providers(
         TABLES
     )
-    if ladder == "openai,mine":
-        with pytest.raises(ConfigError, match="PROVIDER_URL: openai and mine would take it"):
+    if url.startswith("PROVIDER_URL"):
+        with pytest.raises(ConfigError, match=url):
             place(name, settings, beside)
         return
     found = place(name, settings, beside).config

@@ -100,6 +100,17 @@ def test_what_stands_where_a_stream_should_be() -> None:
     assert read(b"") == []
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\n\ndata: [DONE]\n\n"])
+@pytest.mark.parametrize("before", [b"", b'data: {"a":1}\n\n'])
+@pytest.mark.parametrize("line", [b'error: {"message":"x"}', b'{"error":{"message":"x"}}'])
+def test_an_error_beside_the_events_is_found_however_it_is_cut(line: bytes, before: bytes, end: bytes) -> None:
+    data = before + line + end
+    wanted = [{"a": 1}] * bool(before) + [{"error": {"message": "x"}}] + [DONE] * (b"DONE" in end)
+    for at in range(len(data)):
+        assert read(data[:at], data[at:]) == wanted
+    assert read(*(bytes((byte,)) for byte in data)) == wanted
+
+
 def test_an_error_in_a_field_of_its_own() -> None:
     assert read(b'error: {"code":500,"message":"x"}\n\n') == [{"error": {"code": 500, "message": "x"}}]
     assert read(b'data: {"a":1}\n\n', b'error: {"message":"x"}\n\n') == [{"a": 1}, {"error": {"message": "x"}}]
