@@ -15,19 +15,19 @@ ALWAYS: Final = _words(
     " hr fr frl bzw ca vgl evtl ggf inkl exkl zzgl bspw bzgl sog z.b d.h u.a i.d.r s.o s.u m.e nr tel geb gest mio mrd"
     " mme mlle mgr fam depto p.ex env av sr sra srta dña ud uds vd vds pág págs aprox p.ej ej ee sto sta"
     " sig dott dhr mevr bijv d.w.z o.a m.b.t"
-    " z.t z.zt d.r o.g u.u ing lic arq col dipl.-ing h.c dr.med dr.rer rer.nat dr.jur dr.phil dr.ing ungef mult"
+    " z.t z.zt d.r o.g u.u ing lic arq dipl.-ing h.c dr.med dr.rer rer.nat dr.jur dr.phil dr.ing ungef mult"
 )
 """The sentence goes on whatever comes: Dr. Smith, z. B. Milch."""
 
 BEFORE_NUMBER: Final = _words(
     "no nos art fig figs p pp vol ch chap sec sect kap abs abb s cap núm num tab eq ver v ext apt op str min max bd"
-    " tél tel máx mín abschn bsp std ft mts vols aufl zz seg pers art par"
+    " tél tel máx mín abschn bsp std ft mts vols aufl zz seg art"
     " jan feb febr mar mär apr jun jul aug sep sept oct okt nov dec dez janv févr juil déc ene abr ago dic avr"
 )
 """It goes on when a number comes: No. 5 and Jan. 3, but not "The answer is no. Then"."""
 
-DAYS_BEFORE_NUMBER: Final = _words("lun mié jeu jue ven vie sam sáb dim dom wed thu thur thurs tue tues fri")
-CAPITAL_DAYS: Final = frozenset(["Mon", "Sat", "Sun", "Mo", "Di", "Mi", "Do", "Fr", "Sa", "So"])
+DAYS_BEFORE_NUMBER: Final = _words("lun mié jue ven sam sáb dom thu thur thurs tue tues fri")
+CAPITAL_DAYS: Final = frozenset(["Mon", "Wed", "Sat", "Sun", "Mo", "Di", "Mi", "Do", "Fr", "Sa", "So"])
 """Days of the week that are other words with a small letter: Sa. 10–14 Uhr, Sat. 5 Jan."""
 SHORT_MONTHS: Final = _words("jan feb febr mar mär apr jun jul aug sep sept oct okt nov dec dez ene abr ago dic avr")
 
@@ -37,7 +37,7 @@ PARTS: Final = _words("vol fig figs abb abschn app ch chap kap sec sect tab bd")
 UNITS: Final = _words("oz lb lbs ft pt qt tsp tbsp el tl std pkg msp tbs")
 """It goes on after a number unless the next word begins many sentences: 8 oz. Philadelphia."""
 
-TITLES: Final = frozenset(["MM", "Rep", "Ft", "Lic", "Ing", "Hon", "Insp", "Cmdr", "Cpl", "Pvt", "Supt", "Pres"])
+TITLES: Final = frozenset(["MM", "Col", "Rep", "Ft", "Lic", "Ing", "Hon", "Insp", "Cmdr", "Cpl", "Pvt", "Supt", "Pres"])
 """It goes on before a name; with a small letter they are other words."""
 
 OFTEN_LAST: Final = _words(

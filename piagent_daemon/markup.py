@@ -14,17 +14,18 @@ SPAN: Final = 2000
 """How far the end of a formula is looked for, in characters."""
 LONGEST_FENCE: Final = 8
 INDENT: Final = 4
-DEEPEST: Final = 2 * INDENT
-"""White space before a line is not counted any further."""
+DEEPEST: Final = 2 * INDENT  # white space before a line is not counted any further
 
 _TAGS: Final = ("<think>", "<thinking>", "<reasoning>", "<!--", "</think>", "</thinking>", "</reasoning>")
 _TAG: Final = re.compile(r"<(?:(/?)(think|thinking|reasoning)>|!--)", re.IGNORECASE | re.ASCII)
 _SPECIAL: Final = re.compile(r"<(?=[/!trTR]|\Z)|`{3,}|`{1,2}\Z|\$\$|\$\Z|\\\[|\\\Z")
 _LONGEST_CLOSING: Final = len("</reasoning>")
-_FORMULA_ENDS: Final = {
-    "$$": re.compile(r"\$\$|\n[ \t]*\n"),
-    "\\[": re.compile(r"\\\]|\n[ \t]*\n"),
-}
+_FORMULA_ENDS: Final = {"$$": re.compile(r"\$\$|\n[ \t]*\n"), "\\[": re.compile(r"\\\]|\n[ \t]*\n")}
+
+_FORMULA: Final = re.compile(r"[\\^_={}]")
+_OTHER: Final = re.compile(r"[\n`<]")
+_LANGUAGE: Final = re.compile(r"\s*[\w+#.-]*\s*")
+_CODE: Final = re.compile(r".*[={};()<>$|\\].*|[^A-Z\u00c0-\u00de]*[^.,!?…]")  # verse and postal addresses are none
 
 _WIDE: Final = "\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef"
 _MARKER: Final = re.compile(r"(?:[-*+•●○◦‣▪·–—]|#{1,6})(?:\s+|$)|>\s*|\[[ xX]\]\s+")
@@ -38,7 +39,8 @@ _RULE: Final = re.compile(r"[-*_=\s]+")
 _TABLE_RULE: Final = re.compile(r"[\s|:-]+")
 _RULERS, _TABLERS = frozenset("-*_="), frozenset("|:-")
 _DEFINITION: Final = re.compile(
-    r"\[\^[^\[\]\s]+\]:.*|\[[^\[\]]+\]:\s*(?:<[^<>]*>|\S*(?:/|#|@|\w\.\w)\S*)(?:\s+(?:\"[^\"]*\"|'[^']*'|\([^()]*\)))?\s*"
+    r"\[\^[^\[\]\s]+\]:.*|\[[^\[\]]+\]:\s*(?:<[^<>]*>|\S*(?:://|#|@|[^\W\d]\.[^\W\d]{2})\S*)"
+    r"(?:\s+(?:\"[^\"]*\"|'[^']*'|\([^()]*\)))?\s*"
 )
 """`[1]: https://x.y "Title"`, and the text of a footnote."""
 _DEFINITION_BEGINS: Final = re.compile(r"\[[^\[\]]*(?:\]|\]:.*)?")
@@ -129,9 +131,9 @@ class Reader:
     def _special(self, *, last: bool) -> bool:
         """Deal with the sign that `held` begins with; return False when the text has to go on first."""
         held = self._held
-        if held[0] == "<":
-            return self._thought(last=last)
         fenced = self._fence or self._mode == "drop"
+        if held[0] == "<" and not fenced:
+            return self._thought(last=last)
         if held.startswith("```") and self._mode == "text":
             return self._loose_code(last=last)
         if not fenced and held[:2] in _FORMULA_ENDS:
@@ -165,9 +167,11 @@ class Reader:
         close, newline = self._held.find(fence, run, SPAN), self._held.find("\n", run, SPAN)
         if close >= 0 and not 0 <= newline < close:
             self._pass_on(close + len(fence))
-        elif newline >= 0 or last or len(self._held) >= SPAN:
+        elif newline >= 0 and _LANGUAGE.fullmatch(self._held, run, newline):
             self._listener.end()
             self._until, self._held = fence, self._held[run:]
+        elif newline >= 0 or last or len(self._held) >= SPAN:
+            self._pass_on(run)
         else:
             return False
         return True
@@ -184,7 +188,12 @@ class Reader:
             return True
         found = _FORMULA_ENDS[opening].search(self._held, 2, SPAN)
         if found and not found[0].isspace():
-            self._held = " " + self._held[found.end() :]
+            if opening == "$$" and self._mode != "head" and not _OTHER.search(self._held, 2, found.start()):
+                self._pass_on(found.end())  # in running text it is made speakable
+            elif _FORMULA.search(self._held, 2, found.start()):
+                self._held = " " + self._held[found.end() :]
+            else:
+                self._pass_on(2)
         elif found or last or len(self._held) >= SPAN:
             self._unclosed = begin + (found.start() if found else SPAN) if opening == "\\[" else 0
             self._pass_on(2)
@@ -259,13 +268,13 @@ class Reader:
             if decided or body.startswith("[^"):
                 self._definition(rest, marks, body, number=bool(number), decided=decided)
         else:
-            self._begin(rest, marks, number=bool(number))
+            self._begin(rest, marks, number=bool(number), decided=decided)
 
     def _definition(self, rest: str, marks: str, body: str, *, number: bool, decided: bool) -> None:
         if _DEFINITION.fullmatch(body):
             self._drop()
         elif decided:
-            self._begin(rest, marks, number=number)
+            self._begin(rest, marks, number=number, decided=True)
 
     def _odd(self, line: str, *, decided: bool) -> bool:
         """Deal with a rule or a row of a table, also one that is not certain yet; tell whether it was one."""
@@ -294,14 +303,16 @@ class Reader:
         self._listener.end()
         self._mode, self._blank, self._begun = "drop", False, True
 
-    def _begin(self, rest: str, marks: str, *, number: bool) -> None:
-        """Take the line as text; four spaces before it make it code, unless it belongs to a list."""
+    def _begin(self, rest: str, marks: str, *, number: bool, decided: bool) -> None:
+        """Take the line as text; behind four spaces it may be code, unless it belongs to a list or looks like verse."""
         indent = len(self._head.expandtabs(INDENT)) - len(self._head.expandtabs(INDENT).lstrip())
         item = number or bool(marks.strip("#> \t"))
         if indent >= INDENT and not (marks or number or self._list) and (self._blank or self._code):
-            self._code = True
-            self._drop()
-            return
+            if decided and (self._code or _CODE.fullmatch(rest.rstrip())):
+                self._code = True
+                self._drop()
+            if self._mode == "drop" or not decided:
+                return
         if item or (self._blank and indent < 2) or marks:
             self._list = item
         self._code = self._blank = self._table = False

@@ -45,15 +45,23 @@ _URL = (
     rf"(?i)(?:https?://|ftp://|(?<![a-z0-9])www\.|(?<![\w@./-])(?:[a-z0-9-]{{1,63}}\.){{1,4}}(?:{_DOMAINS})/)"
     rf"(?=[^{_STOP_URL}])(?:[^{_STOP_URL}]|\([^{_STOP_URL}]*\))*(?<![.,;:!?'’*_`\]])"
 )
-_MULTIPLIED = r"(?:(?<![\w*])[A-Za-z0-9]\w*|\))(?:\*(?:[A-Za-z0-9]\w*(?=\*[A-Za-z0-9(]|[^\w*]|\Z)|\((?!\*)))+"
+_MULTIPLIED = (
+    r"(?:(?<![\w*])(?:[A-Za-z]|\d\w*)|\))"
+    r"(?:\*(?:(?:[A-Za-z]|\d\w*|(?<=\d\*)\w+|pi)(?=\*[A-Za-z0-9(]|[^\w*]|\Z)|\((?!\*)))+"
+)
 _TIMES = (
     r"(?<=\d) ?\* ?(?=\d)"
     r"|(?:(?<=[\d)])|(?<![^\W_]{2})(?<=[^\W_])) \* (?=\(|(?:[^\W\d_]|\d+)(?![^\W_]))"
 )
 """`the * key` is no product."""
+_POWER = r"(?<=[\d)])\*\*(?=\d)|(?<=[\d)]) \*\* (?=\d)|(?<![^\W_][^\W_])(?<=[A-Za-z])\*\*(?=\d)"
 _COMMENT = r"<!--.*?(?:-->|\Z)"
-_FORMULA = r"\\\(([^\n]{1,200}?)\\\)|(?<![\w$\\])\$(?! )([^$\n]{1,200}?)(?<! )\$(?![\w$])"
+_FORMULA = (
+    r"\\\(([^\n]{1,200}?)\\\)|(?<![\w$\\])\$(?! )([^$\n]{1,200}?)(?<! )\$(?![\w$])"
+    r"|(?<![\w$\\])\$\$(?!\$)([^$\n]{1,200}?)\$\$(?![\w$])"
+)
 _IN_FORMULA = r"\\[A-Za-z]|[\^_={}]|\A[A-Za-z]'?\Z"
+_NUMBER = rf"{_IN_FORMULA}|\A\s*[\d.,]+\s*\Z"
 _WORDS = r"\\(?:boxed|text|textbf|mathrm|mathbf|operatorname)\{([^{}]*)\}"
 _FRACTION = r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"
 _COMMAND = r"\\([A-Za-z]+)"
@@ -147,6 +155,7 @@ def _inline(text: str, context: str) -> str:
     if "/" in text or "www." in text.lower():
         text = re.sub(_URL, link_in(context + text), text)
     if "*" in text:
+        text = re.sub(_POWER, "^", text)
         text = re.sub(_MULTIPLIED, lambda found: found[0].replace("*", " × "), text)
         text = re.sub(_TIMES, " × ", text).replace("*", "")
     if "_" in text:
@@ -156,13 +165,13 @@ def _inline(text: str, context: str) -> str:
 
 def _without_formulas(text: str) -> str:
     """Make formulas in running text speakable; `$5 and $10` is money."""
-    text = re.sub(_FORMULA, lambda found: _formula(found[1] or found[2], found[0]), text)
+    text = re.sub(_FORMULA, lambda found: _formula(found[1] or found[2] or found[3], found[0]), text)
     text = re.sub(r"\\(?:cdot|times)(?![A-Za-z])", "×", text)
     return re.sub(_WORDS, r"\1", text)
 
 
 def _formula(inner: str, whole: str) -> str:
-    if whole[0] == "$" and not re.search(_IN_FORMULA, inner):
+    if whole[0] == "$" and not re.search(_NUMBER if whole[1] == "$" else _IN_FORMULA, inner):
         return whole
     inner = re.sub(_FRACTION, r"\1 / \2", re.sub(_WORDS, r"\1", inner))
     inner = re.sub(_COMMAND, lambda found: _COMMANDS.get(found[1], found[1]), inner)

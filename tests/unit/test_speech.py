@@ -46,7 +46,11 @@ from piagent_daemon.speech import cleaned, expects_reply, speakable
         ("See **https://x.y/Foo_(bar)**. Or github.com/foo/.", "See a link. Or a link."),
         ("$\\frac{1}{2}$ and $x^{10} \\le 5$ cost $5 or 10$", "1 / 2 and x^10 ≤ 5 cost $5 or 10$"),
         ("\\[ never closed", "[ never closed"),
-        ("    Not code.\n\n    Code.", "Not code."),
+        ("    Not code.\n\n    code = 1", "Not code."),
+        (
+            "Here:\n\n    Autumn moonlight,\n    a worm digs silently.\n\nOk?",
+            "Here: Autumn moonlight, a worm digs silently. Ok?",
+        ),
         ("<!-- a --> b --> c", "b --> c"),
         ("``x`` and ```` ``` ```` too", "x and too"),
         ("نعم، می‌خواهم क्‍ष 東京は晴れです。", "نعم، می‌خواهم क्‍ष 東京は晴れです。"),
