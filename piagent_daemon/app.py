@@ -4,12 +4,12 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from piagent_daemon import __version__, doors, log, providers, settings, stores
 from piagent_daemon.admin import AdminDesk, Parts
@@ -22,7 +22,7 @@ from piagent_daemon.defaults import Chooser
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.health import Reporter, Tally
 from piagent_daemon.ladder import Ladder
-from piagent_daemon.ports import Clock, FrontDoor, Intake
+from piagent_daemon.ports import Clock, ConversationStore, FrontDoor, Intake
 from piagent_daemon.reporting import Reporting
 from piagent_daemon.rung import Rung
 from piagent_daemon.scheduler import Scheduler
@@ -32,6 +32,8 @@ from piagent_daemon.turn import Assistant, Config
 from piagent_daemon.warmup import Warmup
 from piagent_daemon.watch import ProviderWatch
 from piagent_daemon.window import Ledger
+
+T = TypeVar("T")
 
 
 class SystemClock:
@@ -46,12 +48,11 @@ class SystemClock:
 
 def build(loaded: Loaded) -> Daemon:
     """Put the daemon together; connects to nothing yet. Raises ConfigError."""
-    config = configure(loaded.settings)
     clock, notifier, tally = SystemClock(), Notifier(), Tally(SystemClock())
-    ladder = Ladder(rungs(config, clock), lambda: config.settings, clock)
+    config, store, found = _made(loaded.settings, clock)
+    ladder = Ladder(found, lambda: config.settings, clock)
     extend(ladder, config, clock)
     provider = ladder.first
-    store = stores.create(config.settings, clock)
     assistant = Assistant(config, ladder, store, Ledger(), clock)
     scheduler = Scheduler(assistant, config, store, tally, clock)
     watch = ProviderWatch(ladder, config)
@@ -120,6 +121,25 @@ def build(loaded: Loaded) -> Daemon:
         notifier=notifier,
         reload=lambda: reload(config, loaded.path, ladder),
     )
+
+
+def _made(chosen: Settings, clock: Clock) -> tuple[Config, ConversationStore, list[Rung]]:
+    """Make what can be wrong in several ways at once; raises one ConfigError with all of them."""
+    problems: list[str] = []
+
+    def attempt(make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except ConfigError as error:
+            problems.extend(error.problems)
+            return None
+
+    config = attempt(lambda: configure(chosen))
+    store = attempt(lambda: stores.create(chosen, clock))
+    found = attempt(lambda: rungs(config or Config(chosen, {}), clock))
+    if config is None or store is None or found is None:
+        raise ConfigError(*problems)
+    return config, store, found
 
 
 def _further_doors(config: Config, intake: Intake, clock: Clock, mqtt: Any) -> Iterator[FrontDoor]:

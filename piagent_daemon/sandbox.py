@@ -19,6 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_ROUNDS: Final = 10_000
 """Of all loops of a template together."""
+MAX_CHARS: Final = 1_000_000
+"""What one call that repeats a text may make."""
 MAX_NUMBER: Final = 1000
 """The largest number where it says how often or how wide."""
 
@@ -42,6 +44,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         # A prompt must be the same at each start: the model server keeps what it has read of it.
         del self.filters["random"]
         self.filters |= {name: _careful(self.filters[name]) for name in _REPEATING}
+        self.filters |= {name: _measured(self.filters[name]) for name in ("replace", "join")}
         self.filters["format"] = _careful_format(self.filters["format"])
         self.filters["counted"] = _counted
 
@@ -63,6 +66,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _check_widths(_WIDE_BRACES, owner)
         elif isinstance(owner, str | bytes | int):
             _check(*args, *kwargs.values())
+            _check_sizes(owner, *args, *kwargs.values())
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -103,6 +107,17 @@ def _careful(function: Callable[..., Any]) -> Callable[..., Any]:
     return careful
 
 
+def _measured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that makes no more than MAX_CHARS out of two texts."""
+
+    @wraps(function)
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        _check_sizes(*(args[1:] if hasattr(function, "jinja_pass_arg") else args), *kwargs.values())
+        return function(*args, **kwargs)
+
+    return measured
+
+
 def _careful_format(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def careful(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,6 +134,12 @@ def _size(value: Any) -> Any:
 def _check(*values: Any) -> None:
     if any(isinstance(value, int | float) and abs(value) > MAX_NUMBER for value in values):
         raise SecurityError(f"numbers here are at most {MAX_NUMBER}")
+
+
+def _check_sizes(first: Any, *others: Any) -> None:
+    longest = max((_size(other) for other in others if hasattr(other, "__len__")), default=0)
+    if hasattr(first, "__len__") and _size(first) * longest > MAX_CHARS:
+        raise SecurityError(f"this could make more than {MAX_CHARS} characters")
 
 
 def _check_widths(wide: re.Pattern[str], text: str) -> None:

@@ -165,9 +165,11 @@ def _text(data: Mapping[str, Any], name: str, most: int | None = MAX_NAME_CHARS)
 def _custom_data(data: Mapping[str, Any]) -> bytes | None:
     value = data.get("customData")
     try:
-        return None if value is None else json.dumps(value).encode()
+        return None if value is None else json.dumps(value, allow_nan=False).encode()
     except RecursionError:
         raise InvalidRequest('The field "customData" is nested too deeply.') from None
+    except ValueError:  # a number that JSON does not have: the dialogue manager would drop our answer for it
+        return None
 
 
 # ------------------------------------------------------------------------------------------------------------- speaking

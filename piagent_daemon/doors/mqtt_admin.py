@@ -23,10 +23,11 @@ log = logging.getLogger("piagent.mqtt")
 MAX_TASKS: Final = 32
 """Admin requests that run at a time; one more is answered `busy`."""
 TWICE: Final = frozenset({"cancel", "in", "reset"})
-"""Methods whose topics two of our subscriptions match (`request/#`, `+/cancel`): most brokers then bring two copies."""
+"""Methods whose topics two of our subscriptions match (`request/#`, `+/cancel`): many brokers then bring two copies."""
 TWIN_S: Final = 1.0
 HELD_BACK_S: Final = 600.0
-"""A copy at QoS 1 may come so much later than the one at QoS 0: the broker's window was full."""
+"""A copy at QoS 1 may come so much later than the one at QoS 0, where the broker is known to bring two: its window was
+full."""
 
 
 class Asker(NamedTuple):
@@ -156,15 +157,18 @@ class Twins:
     def __init__(self) -> None:
         self._single: deque[tuple[bytes, int, float]] = deque(maxlen=100)
         """(what it says, QoS, when it came) of each."""
+        self._seen = False
+        """Two copies came at once; some brokers, and some protocols, bring one."""
 
     def is_second(self, letter: Letter) -> bool:
         """Tell whether this is the second copy of one message; they may differ in their QoS."""
         said = sha256(b"\0".join((letter.topic.encode(), letter.correlation or b"", letter.payload))).digest()
         for other in self._single:
             words, qos, came = other
-            patience_s = HELD_BACK_S if letter.qos and not qos else TWIN_S
+            patience_s = HELD_BACK_S if self._seen and letter.qos and not qos else TWIN_S
             if words == said and letter.received - came <= patience_s:
                 self._single.remove(other)
+                self._seen = True
                 return True
         self._single.append((said, letter.qos, letter.received))
         return False

@@ -5,6 +5,7 @@ from here; by the client's own id they are found only within DEDUPE_WINDOW_S aft
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from piagent_daemon.ports import Clock
@@ -115,6 +116,16 @@ class Journal:
             for name, entry in self._all.items()
             if conversation_id in (None, name[0]) and (entry.running or entry.terminal is not None)
         }
+        self._sweep_cleared()
+
+    @property
+    def cleared(self) -> list[RequestId]:
+        """The requests that were cleared and stay until their window is over."""
+        return sorted(self._cleared)
+
+    def cleared_before(self, names: Iterable[tuple[str, ...]]) -> None:
+        """Take in which ones an earlier process had cleared."""
+        self._cleared |= self._all.keys() & set(names)
         self._sweep_cleared()
 
     def _sweep_cleared(self) -> None:

@@ -3,8 +3,9 @@
 Kept apart from them so that both have the same meaning, and so that a store on disk can go on without its disk.
 """
 
+import json
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
@@ -12,6 +13,8 @@ from piagent_daemon.stores.history import Histories, HistoryRow
 from piagent_daemon.stores.journal import Journal, JournalRow, RequestId
 from piagent_daemon.values import Outcome
 
+CLEARED: Final = "cleared"
+"""The note of the requests whose replies go as soon as their window is over."""
 NoteRow = tuple[str, bytes]
 """A name, and what was noted under it; b"" is nothing."""
 
@@ -72,6 +75,7 @@ class Ledger:
     def clear(self, conversation_id: str | None) -> int:
         """Forget one conversation or all; return how many."""
         self.journal.clear(conversation_id)
+        self.note(CLEARED, json.dumps(self.journal.cleared).encode())
         return self.histories.clear(conversation_id)
 
     def sweep(self) -> int:
@@ -124,3 +128,12 @@ class Ledger:
         self.histories.adopt(contents.histories, shift)
         self.journal.adopt(contents.requests, shift)
         self.notes = dict(contents.notes) | self.notes
+        self.journal.cleared_before(_names(self.notes.get(CLEARED, b"")))
+
+
+def _names(note: bytes) -> list[tuple[str, ...]]:
+    """Read what `Ledger.clear` noted; anything else is nothing."""
+    try:
+        return [tuple(map(str, name)) for name in json.loads(note or b"[]")]
+    except (ValueError, TypeError):
+        return []

@@ -13,7 +13,7 @@ from piagent_daemon.errors import ConfigError
 from piagent_daemon.ladder import Ladder
 from piagent_daemon.provider_tables import read
 from piagent_daemon.providers.config import Wake, place
-from piagent_daemon.settings import Loaded, load_settings, restart_needed
+from piagent_daemon.settings import Loaded, Settings, load_settings, restart_needed
 from piagent_daemon.sources import Tables
 from piagent_daemon.turn import Config
 from tests.fakes.doubles import FakeClock
@@ -194,3 +194,14 @@ async def test_the_daemon_s_ladder_has_the_rungs_of_provider_and_of_agents() -> 
     with pytest.raises(ConfigError, match=r"^cook.md: provider: PROVIDER: 'nobody' is not one of"):
         app.extend(ladder, Config(settings, {"cook": Agent("cook", "", provider="nobody")}), clock)
     await ladder.aclose()
+
+
+def test_all_that_the_parts_cannot_use_is_told_at_once() -> None:
+    settings = Settings(provider="nope", memory_url="redis:x", default_agent="zz")
+    with pytest.raises(ConfigError) as caught:
+        app._made(settings, FakeClock())
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
+        "DEFAULT_AGENT",
+        "MEMORY_URL",
+        "PROVIDER",
+    ]

@@ -1,6 +1,7 @@
 """What only a store with a file promises: it lives on over restarts, and its ages are sane."""
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
 from datetime import UTC, datetime, timedelta
@@ -442,3 +443,19 @@ async def until(true: Any) -> None:
     async with asyncio.timeout(5):
         while not true():  # noqa: ASYNC110 what is waited for has no event
             await asyncio.sleep(0.005)
+
+
+async def test_what_was_cleared_before_a_restart_goes_as_well_when_its_window_is_over(machine: Machine) -> None:
+    store = await machine.process(dedupe_window_s=600)
+    for name in ("kitchen", "hall"):
+        await store.open(DELIVERY._replace(key=f"id:{name}:r1"), Ticket(name, "r1"))
+        await store.commit(outcome(name, terminal=b'{"reply": "secret"}'))
+    await store.clear("kitchen")
+    for _ in range(2):
+        store = await machine.process(dedupe_window_s=600)
+    assert (await store.open(DELIVERY, Ticket("kitchen", "r1"))).terminal, "within the window it is known"
+    machine.clock.advance(601)
+    await store.sweep()
+    await machine.stop()
+    with contextlib.closing(sqlite3.connect(machine.path)) as file:
+        assert file.execute("SELECT conversation_id FROM requests").fetchall() == [("hall",)]

@@ -13,6 +13,7 @@ from piagent_daemon.agents import Agent, load_agents
 from piagent_daemon.checks import Finding
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.settings import Settings
+from piagent_daemon.stores import STORES
 from piagent_daemon.stores.checkup import damage
 
 _FREE_BYTES: Final = 50_000_000
@@ -42,7 +43,11 @@ def memory(settings: Settings) -> Finding:
     """Look whether the memory file can be written and is whole; never changes it."""
     if not settings.enable_memory:
         return Finding("memory", "ok", "switched off (ENABLE_MEMORY)")
-    if not settings.memory_url.startswith("sqlite:"):
+    kind = settings.memory_url.partition(":")[0]
+    if kind not in STORES:
+        detail = f"MEMORY_URL: no store is called {kind!r}"
+        return Finding("memory", "fail", detail, f"Choose one of {', '.join(f'{name}:' for name in STORES)}.")
+    if kind != "sqlite":
         return Finding("memory", "ok", "in memory only; MEMORY_URL=sqlite:///… keeps conversations over restarts")
     path = Path(settings.memory_url.removeprefix("sqlite:").removeprefix("//"))
     return _file(path)
