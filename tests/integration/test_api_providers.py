@@ -1,6 +1,7 @@
 """What only the providers for OpenAI's and Anthropic's protocols do: learn what a model refuses, speak dialects."""
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -235,6 +236,8 @@ async def test_one_client_serves_several_event_loops() -> None:
 
         for _ in range(6):  # more often than there are connections
             assert await asyncio.to_thread(asyncio.run, ask()) == "You said: Hello"
+        del client, ask
+        gc.collect()  # their warnings belong here, and not to whatever test runs when they are noticed
 
 
 async def test_a_call_of_the_library_ends_in_time_with_all_its_tries() -> None:
