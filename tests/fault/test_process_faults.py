@@ -148,7 +148,7 @@ async def test_41_a_broken_configuration_at_the_start(house: HouseFactory, tmp_p
 # --------------------------------------------------------------------------------------------------------- defects: 43
 
 DEFECT: Final = """
-import time
+import signal
 from piagent_daemon.doors.mqtt_inbox import Inbox
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.turn import Assistant
@@ -158,7 +158,7 @@ def broken(real, where):
         if where in repr(getattr(args[0], "payload", None) or getattr(args[0], "request", None)):
             raise RuntimeError("a defect")
         if where == "[room turn]" and "[room frozen]" in repr(args[0].request):
-            time.sleep(30)  # the signal ends it
+            signal.pause()  # holds the loop until the signal that ends the process
         return real(self, *args, **kwargs)
     return replaced
 

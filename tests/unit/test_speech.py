@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from piagent_daemon.speech import cleaned, expects_reply, speakable
+from tests.fakes.hostile import WORDS
 
 
 @pytest.mark.parametrize(
@@ -77,24 +78,6 @@ def test_a_statement_does_not(text: str) -> None:
     assert not expects_reply(text)
 
 
-WORDS = [
-    "```",
-    "<think>",
-    "</think>",
-    "<!--",
-    "-->",
-    "https://",
-    "www.",
-    "x.y",
-    "[a](b)",
-    "**",
-    "hm",
-    "<b>",
-    "$$",
-    "$a_b$",
-    "\\[ ",
-    "\\]",
-]
 LINES = ["\n", "```\n", "| a |\n", "|-|-|\n", "- ", "1. "]
 SIGNS = st.sampled_from([*"*_`~#<>[]()|\\-+=!:. a1😀\u200d\ufe0f", *WORDS, *LINES])
 
