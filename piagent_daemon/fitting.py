@@ -62,7 +62,7 @@ def plan(
     ordinary = ledger.tokens(model, sent[:1]) + room // ORDINARY_SHARE
     sizes = [ledger.turn(model, turn) for turn in turns]
     drop = cut(min(room - bare, room if most is None else most))
-    sent = messages(turns[drop:])
+    sent = messages(turns[drop:]) if turns else sent
     # What stands around the turns, such as that one was interrupted, is no part of their sizes.
     while (over := ledger.tokens(model, sent) - room) > 0:
         drop = cut(sum(sizes[drop:]) - over)

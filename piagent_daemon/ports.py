@@ -72,6 +72,8 @@ class ConversationStore(Protocol):
 
     name: str
     """What health calls it: `memory` or `sqlite`."""
+    durable: bool
+    """Whether what was committed outlives the process; an answer is told only after that."""
     on_change: Callable[[], None] | None
     """Called when `problem` may have changed."""
 
@@ -101,7 +103,7 @@ class ConversationStore(Protocol):
         """Return what is remembered; an empty Conversation for an unknown or expired one. Counts as use (LRU, TTL)."""
 
     async def commit(self, outcome: Outcome) -> None:
-        """Store a terminal event and the turns that belong to it, all or nothing, durable when this returns."""
+        """Store a terminal event and the turns that belong to it, all or nothing; see `durable`."""
 
     async def shorten(self, conversation_id: str, length: int, heard: int) -> None:
         """Keep the first `heard` characters of the newest answer, as an interrupted one; its question stays.

@@ -60,7 +60,7 @@ class Assistant:
         self._clock = clock
 
     async def answer(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Yield the events of one request, the terminal one last; it is stored before it is yielded.
+        """Yield the events of one request, the terminal one last; what a store can make lasting is stored before.
 
         Raises only what is a defect: every foreseen failure is an `error` event.
         """
@@ -108,9 +108,12 @@ class Assistant:
         final = self._final(job, run, plan, conversation, call)
         if run.voice:
             job.sentence_ends = run.voice.ends
-        if not job.alone:
+        durable = self._store.durable
+        if durable and not job.alone:
             await self._store.commit(self._outcome(job, plan, conversation, final))
         yield final
+        if not (durable or job.alone):
+            await self._store.commit(self._outcome(job, plan, conversation, final))
 
     def silence(self, job: Job) -> FinalEvent:
         """Return the terminal event of a request that only wanted silence."""

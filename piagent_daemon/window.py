@@ -7,6 +7,7 @@ the same for many turns (measured: 8 to 23 % of the prompt tokens are read again
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from math import ceil
 from typing import Final
 
@@ -33,6 +34,9 @@ FORGET: Final = 0.2
 """How far one answer moves the ratio down; up it goes at once."""
 LEAST, MOST = 0.5, 8.0
 MAX_MODELS: Final = 64
+KNOWN: Final = 256
+KNOWN_CHARS: Final = 4096
+"""Of so many texts of at most this length the size is kept in mind."""
 
 
 def cut(sizes: Sequence[int], *, max_turns: int, budget: int) -> int:
@@ -82,6 +86,10 @@ def _count(content: bytes, kinds: bytes) -> int:
     return len(content) - len(content.translate(None, kinds))
 
 
+_known: Final = lru_cache(maxsize=KNOWN)(estimate)
+"""The system prompt, and the turns of who talks just now, are counted anew for each prompt."""
+
+
 class Ledger:
     """Sizes of prompts in tokens, corrected per model by what the model server counted.
 
@@ -121,7 +129,7 @@ class Ledger:
         self._learn(model, max(grown, ratio * 1.25))
 
     def _raw(self, text: str) -> int:
-        return estimate(text) + PER_MESSAGE
+        return (_known if len(text) <= KNOWN_CHARS else estimate)(text) + PER_MESSAGE
 
     def _ratio(self, model: str) -> float:
         return self._ratios.get(model, 1.0)

@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 from pydantic_core import from_json
 
 from piagent_daemon.contract import AdminError, AdminResponse
-from piagent_daemon.doors.mqtt_connection import JSON, Packed
 from piagent_daemon.doors.mqtt_letter import Letter, check_response_topic, delivery_of
 from piagent_daemon.doors.mqtt_outbox import POISONED
+from piagent_daemon.doors.mqtt_paho import JSON, Packed
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies
 from piagent_daemon.doors.mqtt_trouble import PACKET_TOO_LARGE, UNSPECIFIED
 from piagent_daemon.errors import Busy, InternalError, PiagentError, ShuttingDown

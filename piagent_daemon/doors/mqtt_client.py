@@ -6,7 +6,6 @@ comes first, and 3.1.1 when the broker refuses it: paho itself would try 5 for e
 
 import queue
 import secrets
-import socket
 import ssl
 import threading
 import time
@@ -22,6 +21,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from piagent_daemon.doors.mqtt_paho import no_delay
 from piagent_daemon.doors.mqtt_trouble import (
     BAD_CREDENTIALS,
     NOT_AUTHORIZED,
@@ -216,7 +216,7 @@ class MqttClient:
         )
         client.connect_timeout = self._timeout_s
         client.suppress_exceptions = True
-        client.on_socket_open = _no_delay
+        client.on_socket_open = no_delay
         if settings.mqtt_username is not None:
             password = settings.mqtt_password
             client.username_pw_set(settings.mqtt_username, password.get_secret_value() if password else None)
@@ -276,8 +276,3 @@ class MqttClient:
         with self._changed:
             self._answers[kind, mid] = reasons
             self._changed.notify_all()
-
-
-def _no_delay(_client: paho.Client, _userdata: object, sock: Any) -> None:
-    """Send small packets at once: Nagle's algorithm would hold every second one for 40 ms."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -14,7 +14,8 @@ from typing import Final
 
 from paho.mqtt.properties import Properties
 
-from piagent_daemon.doors.mqtt_connection import JSON, Connection, Welcome
+from piagent_daemon.doors.mqtt_connection import Connection, Welcome
+from piagent_daemon.doors.mqtt_paho import JSON
 from piagent_daemon.doors.mqtt_trouble import KEEPALIVE_TIMEOUT, SHORT_S, TAKEN_OVER, End
 
 log = logging.getLogger("piagent.mqtt")
@@ -121,6 +122,11 @@ class Outbox:
         self._kept.append(parcel)
         self.pump()
         self._look_around()
+
+    def flush(self) -> None:
+        """Let nothing wait for the end of the loop's turn: somebody waits for what was published last."""
+        if self._connection:
+            self._connection.flush()
 
     def _publish_loosely(self, topic: str, payload: bytes, properties: Properties) -> None:
         connection, waits = self._connection, bool(self._kept)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 from piagent_daemon.contract import Chunk, ErrorEvent, Event, Sentence
-from piagent_daemon.doors.mqtt_connection import JSON, Packed
 from piagent_daemon.doors.mqtt_link import Link
 from piagent_daemon.doors.mqtt_outbox import POISONED, overhead
+from piagent_daemon.doors.mqtt_paho import JSON, Packed
 from piagent_daemon.doors.mqtt_trouble import NO_SUBSCRIBERS, PACKET_TOO_LARGE, UNSPECIFIED
 from piagent_daemon.errors import InternalError
 from piagent_daemon.ports import Clock
@@ -179,6 +179,7 @@ class Reply:
 
     def _publish(self) -> None:
         self._outbox.publish(self._topic or "", self._terminal, 1, self._properties, done=self._delivered)
+        self._outbox.flush()
 
     def _delivered(self, code: int) -> None:
         """Take the broker's word for the terminal event."""

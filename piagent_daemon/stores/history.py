@@ -16,6 +16,8 @@ MAX_BYTES = 32 * 1024 * 1024
 """All conversations together, in bytes of RAM; MEMORY_MAX_CONVERSATIONS is normally met long before."""
 RECORD_BYTES = 400
 CLEARED_KEPT = 4096
+EMPTY = b"[]"
+"""No turns."""
 
 HistoryRow = tuple[str, bytes, int, int, str | None, float]
 """id, turns as JSON, their number, dropped, agent, last use in monotonic seconds."""
@@ -48,6 +50,13 @@ def decode(turns: bytes) -> tuple[Turn, ...]:
         Turn(role, content, datetime.fromisoformat(ts), interrupted, tokens)
         for role, content, ts, interrupted, tokens in json.loads(turns.decode("utf-8", "surrogatepass"))
     )
+
+
+def _joined(first: bytes, second: bytes) -> bytes:
+    """Return two rendered lists as one, without reading them."""
+    if EMPTY in (first, second):
+        return second if first == EMPTY else first
+    return first[:-1] + b"," + second[1:]
 
 
 class Histories:
@@ -90,10 +99,12 @@ class Histories:
         agent = outcome.agent or (history.agent if history else None)
         if not (outcome.turns or outcome.drop) and agent == (history.agent if history else None):
             return
-        before = decode(history.turns) if history else ()
-        turns = before[outcome.drop :] + outcome.turns
-        dropped = (history.dropped if history else 0) + min(outcome.drop, len(before))
-        self._put(name, History(encode(turns), len(turns), dropped, agent, self._clock.monotonic()))
+        history = history or History(EMPTY, 0, 0, None, 0.0)
+        drop = min(outcome.drop, history.count)
+        kept = encode(decode(history.turns)[drop:]) if drop else history.turns
+        count = history.count - drop + len(outcome.turns)
+        turns = _joined(kept, encode(outcome.turns))
+        self._put(name, History(turns, count, history.dropped + drop, agent, self._clock.monotonic()))
         self._trim()
 
     def shorten(self, conversation_id: str, length: int, heard: int) -> None:

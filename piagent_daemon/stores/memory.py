@@ -13,6 +13,7 @@ class MemoryStore:
     """The ConversationStore behind `memory:`. ConfigError for a URL with anything after the colon."""
 
     name = "memory"
+    durable = False
     problem: str | None = None
     on_change: Callable[[], None] | None = None
 

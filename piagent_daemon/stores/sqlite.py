@@ -54,6 +54,7 @@ class SqliteStore:
     """
 
     name = "sqlite"
+    durable = True
 
     def __init__(self, settings: Settings, clock: Clock, *, retry_s: float = 1.0, boot: str | None = None) -> None:
         self._path = path_of(settings.memory_url)

@@ -38,6 +38,8 @@ class DeafConnection:
         self.published.append((topic, payload, qos))
         return len(self.published)
 
+    def flush(self) -> None: ...
+
     def ack(self, packet_id: int, qos: int) -> None:
         assert qos
         self.acked.append(packet_id)

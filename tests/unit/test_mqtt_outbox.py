@@ -8,8 +8,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from piagent_daemon.doors import mqtt_outbox
-from piagent_daemon.doors.mqtt_connection import Connection, Packed, Welcome
+from piagent_daemon.doors.mqtt_connection import Connection, Welcome
 from piagent_daemon.doors.mqtt_outbox import CROWD, POISON_LOSSES, POISONED, STALLED_BYTES, WINDOW, Outbox
+from piagent_daemon.doors.mqtt_paho import Packed
 from piagent_daemon.doors.mqtt_trouble import End
 
 QUICK = End("lost", 128, lasted_s=0.1)

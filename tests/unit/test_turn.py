@@ -321,14 +321,22 @@ async def test_a_shutdown_is_an_error_with_the_partial_text(world: World) -> Non
     assert (error(events[-1]).code, error(events[-1]).partial) == ("shutting_down", "so far")
 
 
-async def test_the_terminal_event_is_stored_before_it_is_yielded(world: World) -> None:
+@pytest.mark.parametrize("durable", [True, False])
+async def test_an_answer_is_stored_before_it_is_told_where_that_outlives_us_else_after(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, durable: bool
+) -> None:
+    monkeypatch.setattr(world.store, "durable", durable)
     job = world.job()
     delivery = Delivery("k", by_id=True, redelivered=False, durable=True)
     await world.store.open(delivery, Ticket("kitchen", job.request_id))
+    told = b""
     async for event in world.assistant.answer(job):
         if event.terminal:
+            told = event.encode()
             again = await world.store.open(delivery, Ticket("kitchen", "other"))
-            assert again.terminal == event.encode()
+            assert again.terminal == (told if durable else None)
+    assert (await world.store.open(delivery, Ticket("kitchen", "other"))).terminal == told
+    assert len(await world.turns()) == 2
 
 
 async def test_history_is_cut_and_what_was_dropped_is_said() -> None:
