@@ -1,7 +1,9 @@
 """A peer that speaks just enough MQTT to do what no real broker can be told to do: refuse, stay silent, hold back."""
 
 import asyncio
+import socket
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -119,6 +121,13 @@ class ScriptedBroker(StreamServer):
         """Close the newest connection."""
         assert self._writer
         self._writer.close()
+
+    @property
+    def segments(self) -> int:
+        """How many TCP segments with data came on the newest connection (Linux; linux/tcp.h, `tcpi_data_segs_in`)."""
+        assert self._writer
+        info = self._writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+        return int.from_bytes(info[152:156], sys.byteorder)
 
     def of(self, kind: int, ending: str = "") -> list[Packet]:
         """Return the packets of a kind; for PUBLISH those whose topic ends so."""

@@ -54,6 +54,19 @@ async def test_the_acknowledgement_waits_for_the_puback_of_the_answer(protocol: 
 
 
 @both
+async def test_what_is_told_in_one_turn_of_the_loop_leaves_as_one(protocol: str) -> None:
+    engine = EchoEngine(hold=True)
+    async with ScriptedBroker() as broker, open_door(broker.port, engine, mqtt_protocol=protocol):
+        broker.send(publish("piagent/k/in", b"hello", 7, broker.version))
+        await until(lambda: len(engine.held) == 1 and bool(broker.of(PUBLISH, "k/out")))
+        packets, segments = len(broker.packets), broker.segments
+        engine.release()
+        await until(lambda: any(terminal(one) for one in broker.of(PUBLISH, "k/out")))
+        assert [one.qos for one in broker.of(PUBLISH, "k/out")] == [1, 0, 1], "accepted, chunk, final"
+        assert broker.segments - segments < len(broker.packets) - packets
+
+
+@both
 async def test_a_packet_id_of_an_earlier_connection_is_never_acknowledged(protocol: str) -> None:
     engine = EchoEngine(hold=True)
     async with ScriptedBroker() as broker, open_door(broker.port, engine, mqtt_protocol=protocol):

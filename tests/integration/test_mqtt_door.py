@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from piagent_daemon.doors import mqtt_connection, mqtt_task
+from piagent_daemon.doors import mqtt_paho, mqtt_task
 from piagent_daemon.doors.mqtt_admin import MAX_TASKS
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto
@@ -295,7 +295,7 @@ async def test_the_goodbye_is_the_last_word(
 async def test_a_stop_that_cannot_say_goodbye_leaves_that_to_the_will(
     new_broker: BrokerFactory, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt_connection, "WILL_DELAY_S", 0)
+    monkeypatch.setattr(mqtt_paho, "WILL_DELAY_S", 0)
     broker = new_broker()
     door = make_door(broker.port, EchoEngine(), mqtt_protocol=protocol)
     door.announce("piagent/health", lambda: b'{"status":"ok"}')
