@@ -70,6 +70,8 @@ class Job:
     work: "Callable[[Job], AsyncGenerator[Event, None]] | None" = None
     partial: str = field(default="", repr=False)
     """The text that had gone out when the attempt ended."""
+    ended: bool = False
+    """Its terminal event went out."""
     filled: bool = False
     """The agent's filler was said while it waited."""
     alarms: list[asyncio.TimerHandle] = field(default_factory=list, repr=False)

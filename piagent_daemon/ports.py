@@ -73,7 +73,8 @@ class ConversationStore(Protocol):
     name: str
     """What health calls it: `memory` or `sqlite`."""
     durable: bool
-    """Whether what was committed outlives the process; an answer is told only after that."""
+    """Whether what was committed outlives the process: then an answer is told after that. Else it is told before, and
+    `commit` waits for nothing."""
     on_change: Callable[[], None] | None
     """Called when `problem` may have changed."""
 

@@ -192,7 +192,8 @@ class Scheduler:
             await self._answer(job)
         except Exception:
             log.exception("request %s failed by a defect", job.request_id)
-            await self._refuse(job, InternalError())
+            if not job.ended:
+                await self._refuse(job, InternalError())
         finally:
             lane.running = None
             del self._tasks[job]
@@ -225,6 +226,7 @@ class Scheduler:
     def _send(self, job: Job, event: Event) -> None:
         job.channel.send(event)  # first: somebody waits for it
         if isinstance(event, FinalEvent | ErrorEvent):
+            job.ended = True
             self._tally.ended(event)
         if isinstance(event, FinalEvent) and event.reply and not job.alone:
             self._loops.replied(job.conversation_id, event.reply)

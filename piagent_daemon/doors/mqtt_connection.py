@@ -92,8 +92,8 @@ class Connection:
         if sock is None:
             raise ConnectionResetError("the connection was closed at once")
         self._loop.add_reader(sock.fileno(), self._read)
-        self._write()
         self._keep_up(self._loop)
+        self._write()
         self._read()  # with TLS the answer may be in memory already, and the reader would never fire
 
     def _connect(self) -> None:
@@ -120,8 +120,10 @@ class Connection:
             return
         with suppress(OSError):
             cast("socket.socket", sock).shutdown(socket.SHUT_RDWR)
+        self._reading = True  # what is still to be read may call somebody who writes
         while self._client.socket() is not None and self._client.loop_read() == paho.MQTT_ERR_SUCCESS:
             pass
+        self._reading = False
 
     # ------------------------------------------------------------------------------------------------------- sending
 

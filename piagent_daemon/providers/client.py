@@ -121,6 +121,7 @@ class Http:
         secrets = (config.key, *address.userinfo.split(":", 1), *(value.partition(" ")[2] for value in given.values()))
         self.secrets: Sequence[str] = [secret for secret in secrets if secret]
         self._drains: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._headers = httpx.Headers({**HEADERS, **given}).raw
         # Reads, writes and the wait for a connection are bounded by Deadlines, or by a timeout around a call.
         self._extensions = {"timeout": httpx.Timeout(None, connect=config.connect_timeout_s).as_dict()}
@@ -206,6 +207,7 @@ class Http:
         for drain in drains:
             drain.cancel()
         await asyncio.gather(*drains, return_exceptions=True)
+        self._closed = True
         await self._transport.aclose()
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
@@ -213,6 +215,8 @@ class Http:
 
         `path` is below the server's address, or an address itself.
         """
+        if self._closed:
+            raise ProviderError("the connections to the model server are closed")
         address = self.server + path if path.startswith("/") else path
         content = None if body is None else _encode(body).encode(errors="replace")
         request = httpx.Request(

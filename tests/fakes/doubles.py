@@ -130,8 +130,8 @@ class RecordingChannel:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, event: Event) -> None:
-        assert not self.ended.is_set(), f"an event after the terminal one: {event!r}"
         self.events.append(event)
+        assert not self.ended.is_set(), f"an event after the terminal one: {event!r}"
         if event.terminal:
             self.ended.set()
 

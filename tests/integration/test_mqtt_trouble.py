@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import random
+import select
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 
 from piagent_daemon.doors import mqtt_link, mqtt_trouble
 from piagent_daemon.doors.mqtt import MqttDoor
+from piagent_daemon.doors.mqtt_connection import Connection, Welcome
+from piagent_daemon.doors.mqtt_paho import JSON, Client
 from piagent_daemon.errors import ConfigError
+from piagent_daemon.settings import Settings
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import BlackHole, free_port
 from tests.fakes.certificates import make_certificates
@@ -102,6 +106,50 @@ async def test_a_broker_that_is_away_is_waited_for_and_told_once(
     await asyncio.wait_for(door.ready(), 30)
     await door.stop(2)
     assert len([record for record in caplog.records if "refused" in record.message]) == 1
+
+
+class Silent:
+    """Hears of a connection and does nothing; `connection` publishes when a message comes in."""
+
+    connection: Connection
+
+    def on_welcome(self, welcome: Welcome) -> None: ...
+    def on_refused(self, code: int) -> None: ...
+    def on_puback(self, packet_id: int, code: int) -> None: ...
+    def on_suback(self, codes: list[int]) -> None: ...
+    def on_closed(self, code: int) -> None: ...
+
+    def on_message(self, message: object) -> None:  # noqa: ARG002
+        self.connection.publish("a/out", b"x" * 100_000, 1, JSON, retain=False)
+        self.connection.flush()
+
+
+async def test_a_connection_that_breaks_at_its_first_packet_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_client: Client, _data: bytes) -> int:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(Client, "_sock_send", broken)
+    loop = asyncio.get_running_loop()
+    async with ScriptedBroker() as broker:
+        connection = Connection(Settings(mqtt_port=broker.port), "5", None, b"{}", Silent())
+        await connection.open()
+        connection.abort()
+    timers = loop._scheduled  # type: ignore[attr-defined]
+    assert not [timer for timer in timers if "_keep_up" in repr(timer) and not timer.cancelled()]
+
+
+async def test_whoever_writes_while_the_connection_is_cut_holds_nobody() -> None:
+    hears = Silent()
+    async with ScriptedBroker() as broker:
+        hears.connection = connection = Connection(Settings(mqtt_port=broker.port), "5", None, b"{}", hears)
+        await connection.open()
+        await until(lambda: bool(broker.of(CONNECT)))
+        sock = connection._client.socket()
+        assert isinstance(sock, socket.socket)
+        asyncio.get_running_loop().remove_reader(sock)
+        broker.send(publish("piagent/k/in", b"hello", 7, broker.version))
+        await asyncio.to_thread(select.select, [sock], [], [], 5)
+        connection.abort()  # with what the broker sent still unread
 
 
 async def test_a_black_hole_does_not_stop_the_loop() -> None:

@@ -310,6 +310,22 @@ async def test_a_defect_becomes_one_internal_error(world: World, caplog: pytest.
     assert code(await (await world.submit("again")).terminal()) == "internal"
 
 
+async def test_a_defect_after_the_answer_was_told_gives_no_second_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_: Outcome) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "commit", broken)
+        channel = await world.submit()
+        assert isinstance(await channel.terminal(), FinalEvent)
+        await asyncio.wait_for(world.scheduler._idle.wait(), 5)
+    assert [event.terminal for event in channel.events].count(True) == 1
+    assert "failed by a defect" in caplog.text
+    assert isinstance(await (await world.submit("again")).terminal(), FinalEvent)
+
+
 async def test_our_own_reply_sent_back_stops_being_answered(world: World) -> None:
     world.provider.script = lambda _: answer("I am an echo")
     await (await world.submit("start")).terminal()
