@@ -92,7 +92,7 @@ async def embed(parts: Parts, params: Embed) -> Any:
 
     began = time.monotonic()
     errand = Errand(parts.scheduler, parts.clock, name=params.id, model=params.model or "", request=Request(message=""))
-    vectors, model, provider = await errand.do(call, parts.config.settings)
+    vectors, model, provider = await errand.do(call, parts.config.settings, sum(map(len, texts)))
     return {
         "embeddings": vectors,
         "model": model,

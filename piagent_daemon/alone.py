@@ -54,7 +54,9 @@ class Errand:
     async def ask(self, messages: tuple[Message, ...]) -> AsyncGenerator[Event, None]:
         """Have messages answered; yield the events up to `final`. Leaving early stops it. Raises ToldError."""
         self._job.messages = messages
-        self._job.size = sum(len(part) for part in (*(said.content for said in messages), *self._job.request.images))
+        request = self._job.request
+        parts = (*(said.content for said in messages), *request.images, *(file.text or "" for file in request.files))
+        self._job.size = sum(map(len, parts))
         self._scheduler.take(self._job)
         try:
             while (event := await self._next()) is not None:
@@ -64,8 +66,11 @@ class Errand:
         finally:
             self._scheduler.cancel(self._job.conversation_id)
 
-    async def do(self, call: Callable[[], Awaitable[T]], settings: Settings) -> T:
-        """Make one call of the model server, again after a failure that may pass. Raises ToldError."""
+    async def do(self, call: Callable[[], Awaitable[T]], settings: Settings, size: int) -> T:
+        """Make one call of the model server, again after a failure that may pass. Raises ToldError.
+
+        `size` is about how many bytes the call holds while it waits.
+        """
         found: list[T] = []
 
         async def patiently() -> None:
@@ -92,7 +97,7 @@ class Errand:
             finally:
                 task.cancel()
 
-        self._job.work = work
+        self._job.work, self._job.size = work, size
         self._scheduler.take(self._job)
         try:
             while await self._next() is not None:

@@ -63,6 +63,8 @@ class Job:
     received: float
     durable: bool
     size: int = 0
+    echoes_in: str = ""
+    """Where an echo of its answer would come in: its conversation, "" for all that named none."""
     stopped: Stop | None = None
     spoken_index: int | None = None
     sentence_ends: tuple[int, ...] = ()
@@ -82,6 +84,11 @@ class Job:
     def stream(self) -> bool | Sentences | None:
         """Return how the answer is wanted, None where neither the request nor the agent says so."""
         return self.agent.stream if self.request.stream is None else self.request.stream
+
+    @property
+    def interrupts(self) -> bool:
+        """Tell whether it stops what runs in its conversation."""
+        return self.agent.interrupt if self.request.interrupt is None else self.request.interrupt
 
     @property
     def alone(self) -> bool:
@@ -133,6 +140,7 @@ def job_of(incoming: Incoming, ticket: Ticket, channel: Channel, clock: Clock, *
         received=incoming.received,
         durable=incoming.delivery.durable,
         size=incoming.size,
+        echoes_in=incoming.conversation_id or "",
     )
 
 

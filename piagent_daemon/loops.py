@@ -31,7 +31,7 @@ class LoopBreaker:
         self._echoes: OrderedDict[str, Echo] = OrderedDict()
 
     def replied(self, conversation_id: str, reply: str) -> None:
-        """Note our newest reply."""
+        """Note our newest reply; those to questions that named no conversation go by one empty name."""
         self._echoes[conversation_id] = echo = self._echoes.pop(conversation_id, None) or Echo()
         echo.reply = hash(reply.strip())
         if len(self._echoes) > CONVERSATIONS:
@@ -49,7 +49,8 @@ class LoopBreaker:
             return True
         echo.heard.append(now)
         if len(echo.heard) > ECHOES:
-            log.warning("conversation %.64r sends our own replies back: not answered for a minute", conversation_id)
+            who = f"conversation {conversation_id[:64]!r}" if conversation_id else "somebody without a conversation"
+            log.warning("%s sends our own replies back: not answered for a minute", who)
             return True
         return False
 

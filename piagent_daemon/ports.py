@@ -193,7 +193,7 @@ class FrontDoor(Protocol):
         """Begin to open; returns at once. The door keeps trying for ever."""
 
     async def ready(self) -> None:
-        """Return when the first request can come in."""
+        """Return when the first request can come in, or the door has found that it cannot and says why."""
 
     async def stop_intake(self) -> None:
         """Take nothing new from the transport; what is in stays in."""

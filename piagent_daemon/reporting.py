@@ -117,7 +117,10 @@ class Reporting:
 
     def _status(self, health: Health) -> str:
         if not self._herald.state.connected:
-            return f"waiting for the broker: {self._herald.state.detail or 'not connected'}"
+            detail = self._herald.state.detail
+            return (
+                detail if detail.startswith("waiting for") else f"waiting for the broker: {detail or 'not connected'}"
+            )
         counts = f"{health.totals.replies} answered, {health.queue.active} active, {health.queue.waiting} waiting"
         return f"{health.status}: {', '.join(health.reasons)}; {counts}" if health.reasons else f"ok; {counts}"
 

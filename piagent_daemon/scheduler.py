@@ -92,8 +92,8 @@ class Scheduler:
         elif (ticket.conversation_id, ticket.request_id) in self._live:
             self._tally.duplicate()
             channel.abandon()
-        elif self._loops.is_echo(ticket.conversation_id, incoming.request.message):
-            self._tally.refused(f"loop:{ticket.conversation_id}")
+        elif self._loops.is_echo(incoming.conversation_id or "", incoming.request.message):
+            self._tally.refused(f"loop:{incoming.conversation_id or 'in'}")
             channel.drop()
         else:
             await self._take(incoming, ticket, channel)
@@ -135,7 +135,7 @@ class Scheduler:
             log.debug("conversation %.64r asks: %s", job.conversation_id, job.request.message)
         position = 0 if starts_now else self._waiting + 1
         self._send(job, job.stamp(Accepted, position=position, agent=job.agent.name, model=job.model))
-        if (job.request.interrupt if job.request.interrupt is not None else job.agent.interrupt) and lane.running:
+        if job.interrupts and lane.running:
             lane.running.stop("cancelled")
         self._enqueue(lane, job)
 
@@ -157,7 +157,8 @@ class Scheduler:
     def _has_room(self, lane: Lane, job: Job) -> bool:
         if is_too_large(job, (other for one in self._lanes.values() for other in one.waiting)):
             return False
-        return self._waiting < self._config.settings.max_waiting or self._make_room(lane)
+        takes_place = job.interrupts and lane.running and not lane.waiting
+        return bool(takes_place) or self._waiting < self._config.settings.max_waiting or self._make_room(lane)
 
     def _make_room(self, lane: Lane) -> bool:
         """Send the newest request of the conversation that floods away, if that is not the one that asks."""
@@ -229,7 +230,7 @@ class Scheduler:
             job.ended = True
             self._tally.ended(event)
         if isinstance(event, FinalEvent) and event.reply and not job.alone:
-            self._loops.replied(job.conversation_id, event.reply)
+            self._loops.replied(job.echoes_in, event.reply)
             if self._config.settings.log_messages:
                 log.debug("conversation %.64r hears: %s", job.conversation_id, event.reply)
             self._spoken.answered(job, event.reply)
@@ -329,18 +330,21 @@ class Scheduler:
             for job in [job for job in lane.waiting if job.durable]:
                 lane.waiting.remove(job)
                 self._waiting -= 1
+                self._live.pop((job.conversation_id, job.request_id), None)
                 job.channel.abandon()
         self._look_idle()
         await first_of(self._idle.wait(), hurry.wait(), timeout_s=grace_s)
         for lane in list(self._lanes.values()):
             for job in list(lane.waiting):
                 self._drop(lane, job, ShuttingDown())
-        for job, task in list(self._tasks.items()):
+        cut_off = [job for job in self._tasks if job.durable and not job.ended]
+        for job, task in self._tasks.items():
             if job.durable:
-                task.cancel()
-                await self._store.release(job.request_id, job.conversation_id)
-                job.channel.abandon()
+                task.cancel()  # all of them first: none may end while another is given back
             else:
                 job.stop("shutdown")
+        for job in cut_off:
+            await self._store.release(job.request_id, job.conversation_id)
+            job.channel.abandon()
         if left := [*self._tasks.values(), *self._errands]:
             await asyncio.wait(left, timeout=STOP_S)

@@ -207,6 +207,8 @@ class Assistant:
     # ------------------------------------------------------------------------------------------------- after the call
 
     def _final(self, job: Job, run: Run, plan: Plan, conversation: Conversation, call: Call) -> FinalEvent:
+        if not (run.finish or run.too_long or job.stopped):
+            raise ProviderError("The model server broke the answer off without an end.")
         cancelled = job.stopped == "cancelled" and run.finish is None
         reply, finish = run.delivered(job.spoken_index) if cancelled else run.reply, run.finish or Finish("stop")
         if job.stopped == "shutdown" and run.finish is None:

@@ -149,7 +149,7 @@ class HermesDoor:
         reply.on_say = lambda utterance_id: self._wait_for(utterance_id, reply)
         conversation_id = conversation_for(asked.session or asked.site)
         try:
-            await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received), reply)
+            await self._intake.submit(Incoming(request, conversation_id, delivery, letter.received, letter.size), reply)
         except Exception:
             log.exception("a question on %.64r failed by a defect", letter.topic)
             self._intake.refused(InternalError.code)

@@ -165,7 +165,9 @@ def _text(data: Mapping[str, Any], name: str, most: int | None = MAX_NAME_CHARS)
 def _custom_data(data: Mapping[str, Any]) -> bytes | None:
     value = data.get("customData")
     try:
-        return None if value is None else json.dumps(value, allow_nan=False).encode()
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        # Half a character can only be written as an escape; all others take less as they are.
+        return None if value is None else (text if is_sendable(text) else json.dumps(value)).encode()
     except RecursionError:
         raise InvalidRequest('The field "customData" is nested too deeply.') from None
     except ValueError:  # a number that JSON does not have: the dialogue manager would drop our answer for it

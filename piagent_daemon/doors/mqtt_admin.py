@@ -22,6 +22,8 @@ log = logging.getLogger("piagent.mqtt")
 
 MAX_TASKS: Final = 32
 """Admin requests that run at a time; one more is answered `busy`."""
+MAX_BYTES: Final = 16_000_000
+"""What they may take together, unless there is only one."""
 TWICE: Final = frozenset({"cancel", "in", "reset"})
 """Methods whose topics two of our subscriptions match (`request/#`, `+/cancel`): many brokers then bring two copies."""
 TWIN_S: Final = 1.0
@@ -50,6 +52,7 @@ class Clerk:
         self._prefixes = prefixes
         self._tasks: set[asyncio.Task[None]] = set()
         self._twins = Twins()
+        self._bytes = 0
         self._closed = False
 
     def take(self, letter: Letter) -> None:
@@ -70,7 +73,7 @@ class Clerk:
         asker = Asker(self._topics.response(method), properties, letter, receipt)
         try:
             asker = asker._replace(topic=self._response_topic(letter) or asker.topic)
-            self._check_room()
+            self._check_room(letter.size)
         except PiagentError as error:
             self._publish(asker, _failure(error, letter.payload))
             return
@@ -78,6 +81,7 @@ class Clerk:
             self._replies.enter(key, receipt)
         task = asyncio.get_running_loop().create_task(self._answer(method, asker), name=f"admin {method}")
         self._tasks.add(task)
+        self._bytes += letter.size
         task.add_done_callback(lambda ended: self._ended(ended, asker))
 
     def _response_topic(self, letter: Letter) -> str | None:
@@ -85,10 +89,10 @@ class Clerk:
             check_response_topic(letter.response_topic, self._prefixes, self._topics)
         return letter.response_topic
 
-    def _check_room(self) -> None:
+    def _check_room(self, size: int) -> None:
         if self._closed:
             raise ShuttingDown
-        if len(self._tasks) >= MAX_TASKS:
+        if len(self._tasks) >= MAX_TASKS or (self._tasks and self._bytes + size > MAX_BYTES):
             raise Busy("Too many admin requests run; ask again in a moment.")
 
     async def _answer(self, method: str, asker: Asker) -> None:
@@ -99,6 +103,7 @@ class Clerk:
     def _ended(self, task: asyncio.Task[None], asker: Asker) -> None:
         """Say so when the answer was cut off for good or died by a defect; else who asks would wait for ever."""
         self._tasks.discard(task)
+        self._bytes -= asker.letter.size
         if task.cancelled():
             if not asker.letter.qos:  # else the broker brings it after the restart
                 why = ShuttingDown("The daemon stopped before this was done.")

@@ -149,7 +149,7 @@ class Inbox:
     def _put(self, letter: Letter) -> None:
         if self._queue.empty() and not self._reading:
             self._moved = letter.received
-        self._bytes += len(letter.payload)
+        self._bytes += letter.size
         self._queue.put_nowait(letter)
 
     def _overtake(self, letter: Letter) -> None:
@@ -165,7 +165,7 @@ class Inbox:
         while True:
             letter = await self._queue.get()
             self._reading = True
-            self._bytes -= len(letter.payload)
+            self._bytes -= letter.size
             await self._link.outbox.room()
             try:
                 await self._read(letter)
@@ -252,7 +252,7 @@ class Inbox:
             return
         delivery = delivery_of(letter, conversation_id, request.id)
         if not self._merged(delivery, receipt):
-            incoming = Incoming(request, conversation_id, delivery, letter.received, len(letter.payload))
+            incoming = Incoming(request, conversation_id, delivery, letter.received, letter.size)
             await self._intake.submit(incoming, reply)
 
     def _merged(self, delivery: Delivery, receipt: Receipt) -> bool:

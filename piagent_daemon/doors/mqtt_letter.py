@@ -26,6 +26,11 @@ class Letter(NamedTuple):
     response_topic: str | None = None
     correlation: bytes | None = None
 
+    @property
+    def size(self) -> int:
+        """Return how many bytes it holds: what an asker wants back can be as large as what is asked."""
+        return len(self.payload) + len(self.topic) + len(self.response_topic or "") + len(self.correlation or b"")
+
 
 def open_letter(message: paho.MQTTMessage, topic: str, inbound: Inbound, *, generation: int, received: float) -> Letter:
     """Read paho's message."""
@@ -49,20 +54,21 @@ def delivery_of(letter: Letter, conversation_id: str | None, request_id: str | N
 
     A request id is unique only within its conversation, correlation data only for its asker. So a request without a
     conversation has the asker's response topic and data in its key beside the id. Since some clients use the same id,
-    or send the same data, with every question, the payload belongs to such a key, too.
+    or send the same data, with every question, the payload belongs to such a key, too. Only an id makes two messages
+    one: the same words with the same data are asked again, unless the broker says that it brings them again.
     """
     durable = letter.qos > 0
     where = quote(conversation_id or "", safe="")  # without a colon, so that no key can be read in two ways
     if request_id is not None and where:
         return Delivery(f"id:{where}:{request_id}", by_id=True, redelivered=letter.redelivered, durable=durable)
-    digest = sha256(letter.topic.encode() + b"\0" + letter.payload).hexdigest()[:16]
-    asker = f"{quote(letter.response_topic or '', safe='')}:{(letter.correlation or b'').hex()}:{digest}"
+    said = (letter.topic.encode(), (letter.response_topic or "").encode(), letter.correlation or b"", letter.payload)
+    digest = sha256(b"".join(b"%d:%b" % (len(part), part) for part in said)).hexdigest()[:32]
     if request_id is not None:
-        return Delivery(f"id::{asker}:{request_id}", by_id=True, redelivered=letter.redelivered, durable=durable)
+        return Delivery(f"id::{digest}:{request_id}", by_id=True, redelivered=letter.redelivered, durable=durable)
     if letter.correlation and letter.response_topic:
-        key = f"correlation:{where}:{asker}"
-        return Delivery(key, by_id=True, redelivered=letter.redelivered, durable=durable)
-    key = f"packet:{letter.packet_id}:{digest}"
+        key = f"correlation:{where}:{digest}"
+    else:
+        key = f"packet:{letter.packet_id}:{digest}"
     return Delivery(key, by_id=False, redelivered=letter.redelivered, durable=durable)
 
 

@@ -47,6 +47,11 @@ class Parcel:
     retain: bool = False
     done: Callable[[int], None] | None = None
 
+    @property
+    def size(self) -> int:
+        """Return about how many bytes the packet has."""
+        return len(self.payload) + overhead(self.topic, self.properties)
+
 
 def overhead(topic: str, properties: Properties = JSON) -> int:
     """Return the bytes of a PUBLISH packet beside its payload, or a few more."""
@@ -118,7 +123,7 @@ class Outbox:
             return
         parcel = Parcel(topic, payload, properties, retain=retain, done=done)
         self._quiet.clear()
-        self._bytes += len(payload)
+        self._bytes += parcel.size
         self._kept.append(parcel)
         self.pump()
         self._look_around()
@@ -167,7 +172,7 @@ class Outbox:
 
     def _finish(self, parcel: Parcel, code: int) -> None:
         self._suspects -= self._suspects > 0
-        self._bytes -= len(parcel.payload)
+        self._bytes -= parcel.size
         if parcel.done:
             parcel.done(code)
         self._look_around()

@@ -83,7 +83,8 @@ def explain(end: End, *, tls: bool) -> str:
     if end.kind == "failed":
         return _explain_error(end.error, tls=tls)
     if end.kind == "unheard":
-        hint = "" if tls else "; is it a TLS port (8883)? Then set MQTT_TLS"
+        wants = "does it want a client certificate (MQTT_CERT_FILE)?"
+        hint = f"; {wants}" if tls else "; is it a TLS port (8883)? Then set MQTT_TLS"
         return f"takes the connection but does not answer in MQTT{hint}"
     why = _CODES.get(end.code, "the connection broke" if end.code in {0, UNSPECIFIED} else f"reason {end.code:#04x}")
     return why if end.kind == "refused" else f"connection lost: {why}"

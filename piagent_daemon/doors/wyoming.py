@@ -39,6 +39,7 @@ class WyomingDoor:
         self._lines: dict[asyncio.Task[None], Line] = {}
         self._trouble = ""
         self._open = asyncio.Event()
+        self._tried = asyncio.Event()
         self._warned = float("-inf")
 
     @property
@@ -57,8 +58,8 @@ class WyomingDoor:
         self._opening = asyncio.get_running_loop().create_task(self._listen(), name="wyoming listen")
 
     async def ready(self) -> None:
-        """Return when it listens."""
-        await self._open.wait()
+        """Return when it listens, or tried to and says why it cannot: the broker's users need not wait for that."""
+        await self._tried.wait()
 
     async def stop_intake(self) -> None:
         """Take no new connections."""
@@ -86,10 +87,12 @@ class WyomingDoor:
                 self._server = await asyncio.start_server(
                     self._accept, address.hostname, address.port, limit=self._around.frame_bytes
                 )
-            except OSError as error:
-                self._tell(f"cannot listen on {self._uri}: {error.strerror or error}")
+            except (OSError, ValueError) as error:  # ValueError: a name that no name server takes
+                self._tell(f"cannot listen on {self._uri}: {getattr(error, 'strerror', None) or error}")
+                self._tried.set()
             else:
                 self._open.set()
+                self._tried.set()
                 self._tell("")
                 log.info("listening on %s", self._uri)
                 return

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from piagent_daemon.doors import mqtt_paho, mqtt_task
+from piagent_daemon.doors import mqtt_admin, mqtt_paho, mqtt_task
 from piagent_daemon.doors.mqtt_admin import MAX_TASKS
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto
@@ -178,7 +178,7 @@ async def test_response_topic_and_correlation(mosquitto: Mosquitto, base_topic: 
         assert [message.field("type") for message in observer.on(reply_to)] == ["accepted", "chunk", "final"]
         assert {message.properties["CorrelationData"] for message in observer.on(reply_to)} == {b"\0\1"}
         delivery = engine.incoming[0].delivery
-        assert delivery.by_id
+        assert not delivery.by_id, "only an id is one"
         assert delivery.key.startswith("correlation:")
         await observer.publish(
             f"{base_topic}/in", {"message": "hi", "conversation_id": "+"}, ResponseTopic=reply_to, CorrelationData=b"2"
@@ -238,6 +238,25 @@ async def test_too_many_admin_requests_are_busy(mosquitto: Mosquitto, base_topic
         assert busy.json["transaction"] == MAX_TASKS
         engine.gate.set()
         await until(lambda: sum(message.field("status") == "ok" for message in observer.messages) == MAX_TASKS)
+
+
+async def test_large_admin_requests_do_not_pile_up(
+    mosquitto: Mosquitto, base_topic: str, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_admin, "MAX_BYTES", 100_000)
+    engine = EchoEngine(gate=asyncio.Event())
+    assert engine.gate
+    async with open_door(mosquitto.port, engine, mqtt_base_topic=base_topic):
+        for number in range(3):
+            await observer.publish(f"{base_topic}/request/slow", {"transaction": number, "text": "x" * 45_000})
+        busy = await observer.wait(lambda message: message.field("status") == "error")
+        assert (busy.json["error"]["code"], busy.json["transaction"]) == ("busy", 2)
+        engine.gate.set()
+        await until(lambda: sum(message.field("status") == "ok" for message in observer.messages) == 2)
+        await observer.publish(f"{base_topic}/request/slow", {"transaction": 9, "text": "x" * 200_000})
+        await observer.wait(
+            lambda message: message.field("status") == "ok" and message.json["data"]["transaction"] == 9
+        )
 
 
 async def test_a_stop_tells_whose_request_it_cuts_off(

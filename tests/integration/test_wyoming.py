@@ -371,9 +371,9 @@ async def test_both_stay_when_the_port_is_taken(
         assert degraded.field("status") == "degraded"
         assert "cannot listen" in process.output
         assert (await observer.ask("kitchen", "Hello"))[-1]["type"] == "final"
+        await process.ready()  # whoever waits for the broker need not wait for that
     await observer.wait(lambda message: message.field("status") == "ok", 10, start=len(observer.messages))
     assert (await home.describe()).handle
-    await process.ready()
 
 
 async def test_without_the_setting_nothing_of_it_is_loaded(daemon: DaemonFactory, model_server: FakeOllama) -> None:
@@ -398,6 +398,16 @@ async def test_an_agent_that_is_not_there_is_named(daemon: DaemonFactory, settin
 
 
 # ------------------------------------------------------------------------------------------- the door without a daemon
+
+
+async def test_a_host_that_can_be_none_is_a_trouble_that_is_told() -> None:
+    door = WyomingDoor(Settings(wyoming_uri="tcp://a..b:10500"), EchoEngine(), RealClock(), dict)
+    await door.start()
+    await asyncio.wait_for(door.ready(), 5)
+    assert door.alive
+    assert door.state.reasons == (WYOMING_PORT,)
+    assert "a..b" in door.state.detail
+    await door.stop_intake()
 
 
 @asynccontextmanager

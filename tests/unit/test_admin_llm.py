@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from piagent_daemon.admin_llm import MAX_INPUTS
+from piagent_daemon.admission import LARGE_WAITING_BYTES
 from piagent_daemon.errors import ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.values import Delta, Message
 from tests.fakes.desk import Shop, World
@@ -236,6 +237,26 @@ async def test_a_full_queue_is_busy(method: str) -> None:
     await hold(world)
     params = HELLO if method == "llm/chat" else {"input": "a", "model": "m"}
     assert (await world.error(method, params))[0] == "busy"
+
+
+LARGE = "x" * (LARGE_WAITING_BYTES // 2 + 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("llm/chat", {**HELLO, "files": [{"name": "a.txt", "text": LARGE}]}),
+        ("llm/embed", {"input": LARGE, "model": "vec"}),
+    ],
+)
+async def test_what_is_large_counts_while_it_waits(method: str, params: dict[str, Any]) -> None:
+    world = World(Shop("m", "vec"), ctx_tokens=1_000_000)
+    gate, _ = await hold(world)
+    waits = asyncio.create_task(world.ask(method, params))
+    await world.until(lambda: world.scheduler.queue.waiting == 1)
+    assert (await world.error(method, params))[0] == "busy"
+    gate.set()
+    await waits
 
 
 async def test_one_that_waits_can_be_cancelled(world: World) -> None:

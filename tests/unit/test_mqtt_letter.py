@@ -59,8 +59,17 @@ def test_correlation_data_names_it_for_its_asker_and_its_words_only() -> None:
         for payload in (b"on", b"off")
     }
     assert len(keys) == 8
-    assert delivery_of(letter(response_topic="piagent/a", correlation=b"1"), "k", None).by_id
-    assert not delivery_of(letter(correlation=b"1"), "k", None).by_id
+    assert delivery_of(letter(response_topic="piagent/a", correlation=b"1"), "k", None).key.startswith("correlation:")
+    assert not delivery_of(letter(correlation=b"1"), "k", None).key.startswith("correlation:")
+
+
+def test_only_an_id_makes_two_messages_one() -> None:
+    assert delivery_of(letter(), "k", "q1").by_id
+    assert not delivery_of(letter(response_topic="piagent/a", correlation=b"1"), "k", None).by_id
+
+
+def test_what_an_asker_wants_back_counts_as_much_as_what_is_asked() -> None:
+    assert letter(correlation=b"x" * 60_000).size - letter().size == 60_000
 
 
 def test_else_the_packet_names_it() -> None:

@@ -44,6 +44,7 @@ def chance() -> random.Random:
         (End("failed", error=OSError(113, "No route to host")), False, "No route to host"),
         (End("failed", error=ValueError("Invalid host.")), False, "Invalid host"),
         (End("unheard"), False, "8883"),
+        (End("unheard"), True, "MQTT_CERT_FILE"),
         (End("refused", NOT_AUTHORIZED), False, "MQTT_PASSWORD"),
         (End("refused", 0x9E), False, "0x9e"),
         (lost(3), False, "connection broke"),

@@ -131,6 +131,17 @@ async def test_one_more_than_may_wait_is_busy_at_once() -> None:
     assert [code(await channel.terminal()) for channel in channels[:3]] == ["stop"] * 3
 
 
+async def test_who_interrupts_takes_the_place_of_what_it_stops() -> None:
+    world = World(max_waiting=0)
+    world.hold()
+    first = await world.speaking(await world.submit("first"))
+    second = await world.submit("second", interrupt=True)
+    third = await world.submit("third", interrupt=True)
+    assert code(await third.terminal()) == "busy", "there is one place"
+    world.gate.set()
+    assert [code(await channel.terminal()) for channel in (first, second)] == ["cancelled", "stop"]
+
+
 async def test_a_full_queue_makes_room_for_a_quiet_conversation() -> None:
     world = World(max_waiting=3)
     world.hold()
@@ -338,6 +349,20 @@ async def test_our_own_reply_sent_back_stops_being_answered(world: World) -> Non
     assert code(await (await world.submit("I am an echo")).terminal()) == "stop"
 
 
+async def test_our_own_reply_sent_back_without_a_conversation_stops_as_well(world: World) -> None:
+    world.provider.script = lambda _: answer("I am an echo")
+    await (await world.submit("start", conversation=None)).terminal()
+    dropped = []
+    for _ in range(7):
+        channel = await world.submit("I am an echo", conversation=None)
+        if not channel.dropped:
+            assert code(await channel.terminal()) == "stop"
+        dropped.append(channel.dropped)
+    assert dropped == [0, 0, 0, 0, 0, 1, 1]
+    assert "loop:in" in world.tally.reasons
+    assert code(await (await world.submit("something else", conversation=None)).terminal()) == "stop"
+
+
 @pytest.mark.parametrize("name", ["kitchen", None])
 async def test_reset_forgets_and_a_running_answer_is_not_remembered(world: World, name: str | None) -> None:
     world.hold()
@@ -379,6 +404,23 @@ async def test_when_the_grace_is_over_durable_requests_stay_and_others_are_told(
     assert code(await queued.terminal()) == "shutting_down"
     again = await world.store.begin("r1", "kitchen")
     assert (again.attempt, again.crashes) == (2, 0)
+
+
+async def test_none_ends_while_another_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(max_concurrent=2)
+    world.hold()
+    channels = [await world.speaking(await world.submit("q", conversation=name)) for name in ("a", "b")]
+    release = world.store.release
+
+    async def slowly(request_id: str, conversation_id: str) -> None:
+        world.gate.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await release(request_id, conversation_id)
+
+    monkeypatch.setattr(world.store, "release", slowly)
+    await asyncio.wait_for(world.scheduler.drain(0.0, asyncio.Event()), 5)
+    assert [(channel.abandoned, channel.ended.is_set()) for channel in channels] == [(1, False)] * 2
 
 
 async def test_nothing_begins_while_what_ran_is_given_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,6 +321,14 @@ async def test_a_shutdown_is_an_error_with_the_partial_text(world: World) -> Non
     assert (error(events[-1]).code, error(events[-1]).partial) == ("shutting_down", "so far")
 
 
+async def test_a_stream_that_just_ends_is_no_answer(world: World) -> None:
+    world.provider.script = lambda _: [Delta("half an")]
+    last = await world.ask()
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.partial) == ("provider_error", "half an")
+    assert await world.turns() == ()
+
+
 @pytest.mark.parametrize("durable", [True, False])
 async def test_an_answer_is_stored_before_it_is_told_where_that_outlives_us_else_after(
     world: World, monkeypatch: pytest.MonkeyPatch, *, durable: bool
