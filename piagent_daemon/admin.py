@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -17,8 +17,9 @@ from piagent_daemon.errors import Busy, InternalError, InvalidRequest, PiagentEr
 from piagent_daemon.ladder import Ladder
 from piagent_daemon.ports import Clock, ConversationStore
 from piagent_daemon.reporting import Reporting
-from piagent_daemon.scheduler import Scheduler
+from piagent_daemon.scheduler import GIVEN_UP, MAX_CRASHES, Scheduler
 from piagent_daemon.turn import Config
+from piagent_daemon.values import Delivery, Ticket
 from piagent_daemon.warmup import Warmup
 from piagent_daemon.watch import ProviderWatch
 
@@ -78,14 +79,16 @@ class AdminDesk:
         """Set once the daemon is put together."""
         self._long = 0
 
-    async def handle(self, method: str, payload: bytes) -> AsyncGenerator[AdminResponse, None]:
-        """Answer one admin request: any number of `progress`, then exactly one `ok` or `error`."""
+    async def handle(
+        self, method: str, payload: bytes, delivery: Delivery | None = None
+    ) -> AsyncGenerator[AdminResponse, None]:
+        """Answer one admin request; see `ports.Admin`."""
         answer: dict[str, Any] = {}
         try:
             params = _params(payload)
             if "transaction" in params:
                 answer["transaction"] = params.pop("transaction")
-            async with aclosing(self._run(method, params, answer.get("transaction"))) as steps:
+            async with aclosing(self._run(method, params, answer.get("transaction"), delivery)) as steps:
                 async for step in steps:
                     if isinstance(step, Progress):
                         yield AdminResponse(status="progress", data=step.data, **answer)
@@ -97,7 +100,9 @@ class AdminDesk:
             log.exception("admin request %.64r failed by a defect", method)
             yield _failure(InternalError(), answer)
 
-    async def _run(self, name: str, params: dict[str, Any], transaction: Any) -> AsyncGenerator[Any, None]:
+    async def _run(
+        self, name: str, params: dict[str, Any], transaction: Any, delivery: Delivery | None
+    ) -> AsyncGenerator[Any, None]:
         if self.parts is None:
             raise InternalError("The daemon is not put together yet.")
         if name not in METHODS:
@@ -109,15 +114,32 @@ class AdminDesk:
                 raise Busy("Too many long requests run; ask again in a moment.")
         self._long += method.long
         try:
-            done = method.action(self.parts, method.read(name, params))
-            if inspect.isasyncgen(done):
-                async with aclosing(done) as steps:
-                    async for step in steps:
-                        yield step
-            else:
-                yield await done
+            async with _attempt(self.parts.store, delivery if method.long else None):
+                done = method.action(self.parts, method.read(name, params))
+                if inspect.isasyncgen(done):
+                    async with aclosing(done) as steps:
+                        async for step in steps:
+                            yield step
+                else:
+                    yield await done
         finally:
             self._long -= method.long
+
+
+@asynccontextmanager
+async def _attempt(store: ConversationStore, delivery: Delivery | None) -> AsyncGenerator[None, None]:
+    """Mark a durable request as being tried. Raises InternalError when earlier tries brought the daemon down."""
+    if delivery is None or not delivery.durable:
+        yield
+        return
+    ticket = await store.open(delivery, Ticket("", str(uuid4())))
+    begun = await store.begin(ticket.request_id, ticket.conversation_id)
+    try:
+        if begun.crashes >= MAX_CRASHES:
+            raise InternalError(GIVEN_UP)
+        yield
+    finally:
+        await store.release(ticket.request_id, ticket.conversation_id)
 
 
 def load(name: str) -> Any:

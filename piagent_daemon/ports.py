@@ -172,8 +172,13 @@ class Intake(Protocol):
 class Admin(Protocol):
     """What answers `piagent/request/<method>`."""
 
-    def handle(self, method: str, payload: bytes) -> AsyncGenerator[AdminResponse, None]:
-        """Answer one admin request: any number of progress responses, then exactly one ok or error."""
+    def handle(
+        self, method: str, payload: bytes, delivery: Delivery | None = None
+    ) -> AsyncGenerator[AdminResponse, None]:
+        """Answer one admin request: any number of progress responses, then exactly one ok or error.
+
+        With a durable `delivery`, one that brought the daemon down twice is not tried again.
+        """
 
 
 class FrontDoor(Protocol):

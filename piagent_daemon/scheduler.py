@@ -27,7 +27,7 @@ from piagent_daemon.waiting import first_of
 log = logging.getLogger("piagent.scheduler")
 
 MAX_CRASHES: Final = 2
-"""A request that brought the daemon down this often is not tried again."""
+GIVEN_UP: Final = "This request brought the daemon down twice; not tried again."
 STOP_S: Final = 2.0
 """Seconds that a stopped answer has to say its last word."""
 
@@ -206,7 +206,7 @@ class Scheduler:
             ticket = await self._store.begin(job.request_id, job.conversation_id)
             if ticket.crashes >= MAX_CRASHES:
                 log.error("request %s brought the daemon down %d times: given up", job.request_id, ticket.crashes)
-                await self._refuse(job, InternalError("This request brought the daemon down twice; not tried again."))
+                await self._refuse(job, InternalError(GIVEN_UP))
                 return
         async with aclosing((job.work or self._assistant.answer)(job)) as events:
             async for event in events:

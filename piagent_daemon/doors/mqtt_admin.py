@@ -96,7 +96,9 @@ class Clerk:
             raise Busy("Too many admin requests run; ask again in a moment.")
 
     async def _answer(self, method: str, asker: Asker) -> None:
-        async with aclosing(self._admin.handle(method, asker.letter.payload)) as responses:
+        async with aclosing(
+            self._admin.handle(method, asker.letter.payload, delivery_of(asker.letter, None, None))
+        ) as responses:
             async for response in responses:
                 self._publish(asker, response)
 

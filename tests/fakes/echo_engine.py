@@ -16,7 +16,7 @@ from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.doors.mqtt import MqttDoor
 from piagent_daemon.ports import Channel
 from piagent_daemon.settings import Settings
-from piagent_daemon.values import Incoming
+from piagent_daemon.values import Delivery, Incoming
 
 
 class RealClock:
@@ -119,7 +119,9 @@ class EchoEngine:
     def duplicate(self) -> None:
         self.duplicates += 1
 
-    async def handle(self, method: str, payload: bytes) -> AsyncGenerator[AdminResponse, None]:
+    async def handle(
+        self, method: str, payload: bytes, _delivery: Delivery | None = None
+    ) -> AsyncGenerator[AdminResponse, None]:
         self.administered.append((method, payload))
         if self.defect:
             raise self.defect

@@ -4,11 +4,13 @@ What a memory file may suffer by itself is in `test_store_faults`.
 """
 
 import asyncio
+import json
 import os
 import random
 import resource
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,7 @@ from tests.conftest import BrokerFactory
 from tests.fakes.answers import admin, check_answer
 from tests.fakes.broker import free_port
 from tests.fakes.daemon import DaemonProcess
+from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama
 from tests.fault.conftest import HouseFactory
 from tests.fault.house import API_KEY, PASSWORD, SAID, House, faketime
 
@@ -84,6 +87,30 @@ async def test_42_kill_9_in_mid_answer(house: HouseFactory, tmp_path: Path, prot
         assert max(last) > 1
         offline = [now for now in home.healths if now == {"status": "offline"}]
         assert len(offline) == (0 if protocol == "5" else 3), "a quick return is not seen where the will can wait"
+
+
+@both
+async def test_42_an_admin_request_that_brings_the_daemon_down_is_not_tried_for_ever(
+    house: HouseFactory, tmp_path: Path, protocol: str
+) -> None:
+    async with house(protocol=protocol, memory_url=f"sqlite://{tmp_path}/memory.db") as home:
+        observer = home.observer
+        home.server.tokens, home.server.tokens_per_s = WORDS, 1
+        asked = {"model": DEFAULT_MODEL, "messages": [{"role": "user", "content": "boom"}], "transaction": 7}
+        await observer.publish(f"{observer.base}/request/llm/chat", asked)
+        for life in (1, 2):
+            await home.server.until(partial(boomed, times=life))
+            home.process.kill()
+            home.process.start()
+            await home.process.ready()
+        told = await observer.wait(lambda message: message.field("transaction") == 7)
+        assert told.json["error"]["code"] == "internal"
+        assert "twice" in told.json["error"]["message"]
+        assert boomed(home.server, 2)
+
+
+def boomed(server: FakeOllama, times: int) -> bool:
+    return sum("boom" in json.dumps(question.body) for question in server.questions) == times
 
 
 def check_attempt(home: House, request_id: str) -> int:
