@@ -53,18 +53,18 @@ def plan(
 
     room = context_tokens - options["num_predict"]
     sent = messages(())
-    bare = ledger.tokens(model, sent)
-    if bare > room:
+    if (least := ledger.least(model, sent)) > room:
         raise ContextOverflow(
-            f"The message needs about {bare} tokens of the model's context, and {room} are left for it. "
+            f"The message needs about {least} tokens of the model's context, and {room} are left for it. "
             "Shorten it, or raise CTX_TOKENS."
         )
+    bare = ledger.tokens(model, sent)
     ordinary = ledger.tokens(model, sent[:1]) + room // ORDINARY_SHARE
     sizes = [ledger.turn(model, turn) for turn in turns]
     drop = cut(min(room - bare, room if most is None else most))
     sent = messages(turns[drop:]) if turns else sent
     # What stands around the turns, such as that one was interrupted, is no part of their sizes.
-    while (over := ledger.tokens(model, sent) - room) > 0:
+    while (over := ledger.tokens(model, sent) - room) > 0 and drop < len(turns):
         drop = cut(sum(sizes[drop:]) - over)
         sent = messages(turns[drop:])
     return Plan(

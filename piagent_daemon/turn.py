@@ -152,7 +152,7 @@ class Assistant:
 
     def _refitted(self, run: Run, plan: Plan, call: Call, overflow: ContextOverflow) -> int | None:
         """Return how many tokens of history to try next; raises `overflow` when there is nothing left to try."""
-        self._ledger.overflowed(call.served, plan.estimate, overflow.prompt_tokens)
+        self._ledger.overflowed(call.served, plan.request.messages, overflow.prompt_tokens)
         run.refits += 1
         if plan.history and run.refits <= REFITS and not run.parts:
             return plan.history // 2
@@ -217,10 +217,7 @@ class Assistant:
             raise ProviderError("The model returned nothing.")
         usage = finish.usage
         if usage.prompt_tokens:
-            said = plan.estimate
-            if call.served != plan.request.model:
-                said = self._ledger.tokens(call.served, plan.request.messages)
-            self._ledger.calibrate(call.served, said, usage.prompt_tokens)
+            self._ledger.calibrate(call.served, plan.request.messages, usage.prompt_tokens)
         speech, fields = run.speech(reply), dict[str, Any]()
         if plan.request.format is not None:
             fields["data"] = ending.parsed(reply)

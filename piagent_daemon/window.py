@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
-from typing import Final
+from typing import Final, NamedTuple
 
 from piagent_daemon.values import Message, Turn
 
@@ -28,11 +28,14 @@ PER_MESSAGE: Final = 8
 """Marks of the role around a message; five in most chat templates, eight in the XML style."""
 PER_PROMPT: Final = 12
 PER_IMAGE: Final = 768
-"""Between 256 (Gemma) and some thousands (Qwen with large pictures); calibration does the rest."""
+"""Between 256 (Gemma) and some thousands (Qwen with large pictures), until the model server has counted one."""
 MARGIN: Final = 1.04
 FORGET: Final = 0.2
-"""How far one answer moves the ratio down; up it goes at once."""
+"""How far one answer moves what is known down; up it goes at once."""
+GROW: Final = 1.25
+"""By how much a refusal without a count moves it up."""
 LEAST, MOST = 0.5, 8.0
+LEAST_IMAGE, MOST_IMAGE = 64.0, 16_384.0
 MAX_MODELS: Final = 64
 KNOWN: Final = 256
 KNOWN_CHARS: Final = 4096
@@ -90,20 +93,33 @@ _known: Final = lru_cache(maxsize=KNOWN)(estimate)
 """The system prompt, and the turns of who talks just now, are counted anew for each prompt."""
 
 
+class Weights(NamedTuple):
+    """What is known of a model: the tokens to one of our estimate, in text, and those that one image takes."""
+
+    ratio: float = 1.0
+    image: float = PER_IMAGE
+
+
 class Ledger:
     """Sizes of prompts in tokens, corrected per model by what the model server counted.
 
-    A ratio per model joins our estimate to the server's count. It rises at once and falls slowly, so that a prompt is
-    rather counted too large: one that is too large for the window would be cut by the server, in silence.
+    A ratio per model joins our estimate of text to the server's count; the size of an image stands beside it, since
+    what a picture takes says nothing of text. Both rise at once and fall slowly, so that a prompt is rather counted too
+    large: one that is too large for the window would be cut by the server, in silence, or refused.
     """
 
     def __init__(self) -> None:
-        self._ratios: OrderedDict[str, float] = OrderedDict()
+        self._weights: OrderedDict[str, Weights] = OrderedDict()
 
     def tokens(self, model: str, messages: Sequence[Message]) -> int:
         """Return the size of a prompt, with what the model's template adds."""
-        raw = PER_PROMPT + sum(self._raw(message.content) + PER_IMAGE * len(message.images) for message in messages)
-        return ceil(raw * self._ratio(model))
+        ratio, image = self._of(model)
+        return ceil(_text(messages) * ratio + _images(messages) * image)
+
+    def least(self, model: str, messages: Sequence[Message]) -> int:
+        """Return what a prompt takes at least: small pictures may follow large ones, so the server judges."""
+        ratio, image = self._of(model)
+        return ceil(_text(messages) * ratio + _images(messages) * min(image, PER_IMAGE))
 
     def turn(self, model: str, turn: Turn) -> int:
         """Return what one remembered turn adds to a prompt.
@@ -111,31 +127,56 @@ class Ledger:
         The server's own count of an answer is better than our estimate, but it includes thoughts that are not
         remembered: the smaller of the two holds.
         """
-        size = ceil(self._raw(turn.content) * self._ratio(model))
+        size = ceil(_message(turn.content) * self._of(model).ratio)
         return size if turn.tokens is None else min(size, turn.tokens + PER_MESSAGE)
 
-    def calibrate(self, model: str, estimated: int, measured: int) -> None:
-        """Learn from an answer: `estimated` is what was said here of the prompt, `measured` what the server counted."""
-        if estimated <= 0 or measured <= 0:
+    def calibrate(self, model: str, messages: Sequence[Message], measured: int) -> None:
+        """Learn from an answer: `measured` is how many tokens the server counted in these messages."""
+        if measured <= 0:
             return
-        ratio = self._ratio(model)
-        target = ratio * measured / estimated * MARGIN
-        self._learn(model, target if target > ratio else ratio + FORGET * (target - ratio))
+        known = self._of(model)
+        found = _found(known, messages, measured)
+        self._learn(model, Weights(*(_nearer(old, new) for old, new in zip(known, found, strict=True))))
 
-    def overflowed(self, model: str, estimated: int, actual: int | None) -> None:
-        """Learn from a refusal: the server found the prompt too large; `actual` is its count where it says one."""
-        ratio = self._ratio(model)
-        grown = ratio * actual / estimated * MARGIN if actual and estimated > 0 else 0.0
-        self._learn(model, max(grown, ratio * 1.25))
+    def overflowed(self, model: str, messages: Sequence[Message], actual: int | None) -> None:
+        """Learn from a refusal: the server found these messages too large; `actual` is its count where it says one."""
+        known = self._of(model)
+        found = _found(known, messages, actual) if actual else known
+        if _images(messages):
+            self._learn(model, known._replace(image=max(found.image, known.image * GROW)))
+        else:
+            self._learn(model, known._replace(ratio=max(found.ratio, known.ratio * GROW)))
 
-    def _raw(self, text: str) -> int:
-        return (_known if len(text) <= KNOWN_CHARS else estimate)(text) + PER_MESSAGE
+    def _of(self, model: str) -> Weights:
+        return self._weights.get(model, Weights())
 
-    def _ratio(self, model: str) -> float:
-        return self._ratios.get(model, 1.0)
+    def _learn(self, model: str, found: Weights) -> None:
+        ratio, image = min(MOST, max(LEAST, found.ratio)), min(MOST_IMAGE, max(LEAST_IMAGE, found.image))
+        self._weights[model] = Weights(ratio, image)
+        self._weights.move_to_end(model)
+        while len(self._weights) > MAX_MODELS:
+            self._weights.popitem(last=False)
 
-    def _learn(self, model: str, ratio: float) -> None:
-        self._ratios[model] = min(MOST, max(LEAST, ratio))
-        self._ratios.move_to_end(model)
-        while len(self._ratios) > MAX_MODELS:
-            self._ratios.popitem(last=False)
+
+def _message(text: str) -> int:
+    return (_known if len(text) <= KNOWN_CHARS else estimate)(text) + PER_MESSAGE
+
+
+def _text(messages: Sequence[Message]) -> int:
+    return PER_PROMPT + sum(_message(message.content) for message in messages)
+
+
+def _images(messages: Sequence[Message]) -> int:
+    return sum(len(message.images) for message in messages)
+
+
+def _found(known: Weights, messages: Sequence[Message], measured: int) -> Weights:
+    """Return what a count says: of images where there are some, and else of text."""
+    text, images = _text(messages), _images(messages)
+    if images:
+        return known._replace(image=(measured - text * known.ratio) / images * MARGIN)
+    return known._replace(ratio=measured / text * MARGIN)
+
+
+def _nearer(old: float, new: float) -> float:
+    return new if new > old else old + FORGET * (new - old)

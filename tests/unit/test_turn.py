@@ -437,6 +437,25 @@ async def test_when_the_server_counts_more_tokens_the_history_is_cut_again(world
     assert len(world.provider.asked[-1].messages) < len(world.provider.asked[-2].messages)
 
 
+async def test_a_picture_does_not_make_later_texts_too_long(world: World) -> None:
+    world.provider.scripts = [lambda _: answer("A cat.", prompt_tokens=1600)]
+    final(await world.ask("What is this?", images=["aGk="]))
+    for _ in range(3):
+        final(
+            await world.ask("\n".join(f"sensor.room_{number}_temperature: 20.{number % 10} C" for number in range(90)))
+        )
+
+
+async def test_after_large_pictures_the_server_judges_the_next(world: World) -> None:
+    world.provider.script = lambda _: answer("A cat.", prompt_tokens=3900)
+    for _ in range(3):
+        final(await world.ask("What is this?", images=["aGk="]))
+    world.provider.scripts = [lambda _: [ContextOverflow("too large", 9000)]]
+    assert error(await world.ask("And this?", images=["aGk="])).message == "too large"
+    assert error(await world.ask("And these?", images=["aGk="] * 9)).message.startswith("The message needs about")
+    assert len(world.provider.asked) == 4
+
+
 async def test_a_long_stage_is_told_once(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     monkeypatch.setattr("piagent_daemon.turn.STAGE_S", 0.0)
     ready = asyncio.Event()

@@ -92,6 +92,8 @@ def test_estimates_are_near_and_not_below_the_truth(text: str, tokens: int) -> N
 
 TRUE_RATIOS = st.floats(0.55, 3.0)
 TEXTS = st.text(alphabet="abcdefghij klmno,.!?äß", min_size=1, max_size=400)
+WORDS = (Message("user", "word " * 100),)
+PICTURE = (Message("system", "You are a helpful assistant."), Message("user", "What is this?", ("aGk=",)))
 
 
 @settings(deadline=None)
@@ -101,51 +103,92 @@ def test_calibration_ends_above_the_truth_and_wastes_little(ratio: float, texts:
     estimated = measured = 0
     for text in texts:
         messages = [Message("system", "You are a helpful assistant."), Message("user", text)]
-        raw = Ledger().tokens("m", messages)
-        estimated, measured = ledger.tokens("m", messages), round(raw * ratio)
-        ledger.calibrate("m", estimated, measured)
+        estimated, measured = ledger.tokens("m", messages), round(Ledger().tokens("m", messages) * ratio)
+        ledger.calibrate("m", messages, measured)
     assert measured <= estimated <= 1.15 * measured + 2
 
 
 def test_what_one_model_counts_is_not_applied_to_another() -> None:
     ledger, messages = Ledger(), [Message("user", "How warm is it outside?")]
     before = ledger.tokens("b", messages)
-    ledger.calibrate("a", 100, 300)
+    ledger.calibrate("a", messages, 3 * before)
     assert ledger.tokens("b", messages) == before
     assert ledger.tokens("a", messages) >= 3 * before
 
 
 def test_the_larger_count_holds_for_a_while() -> None:
-    ledger, messages = Ledger(), [Message("user", "word " * 100)]
-    ledger.calibrate("m", 100, 200)
-    high = ledger.tokens("m", messages)
-    ledger.calibrate("m", high, high // 2)
-    assert high * 0.85 < ledger.tokens("m", messages) < high
+    ledger = Ledger()
+    ledger.calibrate("m", WORDS, 2 * ledger.tokens("m", WORDS))
+    high = ledger.tokens("m", WORDS)
+    ledger.calibrate("m", WORDS, high // 2)
+    assert high * 0.85 < ledger.tokens("m", WORDS) < high
 
 
-@pytest.mark.parametrize("actual", [None, 90, 100, 150])
-def test_a_refusal_makes_the_next_prompt_smaller(actual: int | None) -> None:
-    ledger, messages = Ledger(), [Message("user", "word " * 100)]
+def test_answers_side_by_side_teach_no_more_than_one() -> None:
+    ledger = Ledger()
+    before = ledger.tokens("m", WORDS)
+    for _ in range(5):  # all of them were sent before the first was counted
+        ledger.calibrate("m", WORDS, 2 * before)
+    assert ledger.tokens("m", WORDS) <= 2 * before * window.MARGIN + 1
+
+
+@pytest.mark.parametrize("actual", [0.0, 0.9, 1.0, 1.5])
+@pytest.mark.parametrize("messages", [WORDS, PICTURE])
+def test_a_refusal_makes_the_next_prompt_smaller(messages: tuple[Message, ...], actual: float) -> None:
+    ledger = Ledger()
     before = ledger.tokens("m", messages)
-    ledger.overflowed("m", 100, actual)
-    assert ledger.tokens("m", messages) >= before * max(1.2, (actual or 0) / 100)
+    ledger.overflowed("m", messages, round(actual * before) or None)
+    assert ledger.tokens("m", messages) >= before * max(1.2, actual)
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(-5, 10**6), st.integers(-5, 10**6), st.booleans()), max_size=30))
-def test_no_count_of_a_server_spoils_the_ledger(counts: list[tuple[int, int, bool]]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from([WORDS, PICTURE]), st.integers(-5, 10**6), st.booleans()), max_size=30),
+)
+def test_no_count_of_a_server_spoils_the_ledger(counts: list[tuple[tuple[Message, ...], int, bool]]) -> None:
     ledger = Ledger()
-    for estimated, measured, refused in counts:
-        (ledger.overflowed if refused else ledger.calibrate)("m", estimated, measured)
-    raw = Ledger().tokens("m", [Message("user", "Good morning")])
-    assert raw * window.LEAST <= ledger.tokens("m", [Message("user", "Good morning")]) <= raw * window.MOST + 1
+    for messages, measured, refused in counts:
+        (ledger.overflowed if refused else ledger.calibrate)("m", messages, measured)
+    raw = Ledger().tokens("m", WORDS)
+    assert raw * window.LEAST <= ledger.tokens("m", WORDS) <= raw * window.MOST + 1
+    image = ledger.tokens("m", PICTURE) - ledger.tokens("m", [message._replace(images=()) for message in PICTURE])
+    assert window.LEAST_IMAGE - 1 <= image <= window.MOST_IMAGE + 1
+    assert ledger.least("m", PICTURE) <= ledger.tokens("m", PICTURE)
 
 
 def test_models_named_by_strangers_do_not_pile_up() -> None:
     ledger = Ledger()
     for number in range(1000):
-        ledger.calibrate(f"model-{number}", 100, 120)
-    assert len(ledger._ratios) == window.MAX_MODELS
+        ledger.calibrate(f"model-{number}", WORDS, 1200)
+    assert len(ledger._weights) == window.MAX_MODELS
+
+
+@pytest.mark.parametrize("measured", [1600, 4000])
+def test_what_a_picture_takes_is_learnt_and_says_nothing_of_text(measured: int) -> None:
+    ledger, text, fresh = Ledger(), [Message("user", "word " * 900)], Ledger()
+    ledger.calibrate("m", PICTURE, measured)
+    assert ledger.tokens("m", text) == fresh.tokens("m", text)
+    assert measured <= ledger.tokens("m", PICTURE) <= 1.05 * measured
+    two = [*PICTURE, Message("user", "And this?", ("aGk=",))]
+    assert ledger.tokens("m", two) >= 1.9 * measured
+    assert ledger.least("m", two) == fresh.tokens("m", two), "the next one may be small"
+
+
+def test_text_says_nothing_of_pictures() -> None:
+    ledger, fresh = Ledger(), Ledger()
+    ledger.calibrate("m", WORDS, 5 * fresh.tokens("m", WORDS))
+    words = [message._replace(images=()) for message in PICTURE]
+    assert ledger.tokens("m", PICTURE) - ledger.tokens("m", words) == window.PER_IMAGE
+
+
+def test_small_pictures_are_believed_slowly() -> None:
+    ledger, sizes = Ledger(), list[int]()
+    for _ in range(30):
+        sizes.append(ledger.tokens("m", PICTURE))
+        ledger.calibrate("m", PICTURE, 300)
+    assert sizes[1] > 0.75 * sizes[0]
+    assert 300 <= sizes[-1] <= 330
+    assert ledger.least("m", PICTURE) == ledger.tokens("m", PICTURE)
 
 
 def test_the_servers_count_of_an_answer_holds_but_not_its_thoughts() -> None:
@@ -221,6 +264,6 @@ def test_the_window_always_has_room_for_the_answer() -> None:
         real = int(Ledger().tokens("x", messages) * truth)
         if number:
             worst = max(worst, real / room)
-        ledger.calibrate("m", bare + sum(ledger.turn("m", turn) for turn in turns), real)
+        ledger.calibrate("m", messages, real)
         turns += [Turn("user", request.message, NOW), Turn("assistant", words(40, f"answer{number}-"), NOW)]
     assert 0.8 <= worst <= 1.0
