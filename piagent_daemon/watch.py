@@ -76,10 +76,14 @@ class ProviderWatch:
             if event.timing.load_s > LOADED_S:
                 log.info("the model %s took %.0f s to load", event.model, event.timing.load_s)
             rung = self._ladder.known.get(event.provider, self._ladder.rungs[0])
-            if event.finish_reason != "cancelled" and not event.cached and rung.reason:
+            if event.finish_reason != "cancelled" and not event.cached and rung.reason and self._heals(rung, event):
                 self._set(rung, ProviderState(reachable=True, model_loaded=True, model_found=True), None)
         elif event.code == ModelNotFound.code:  # perhaps only the one that this request named
             self._look_soon.set()
+
+    def _heals(self, rung: Rung, event: FinalEvent) -> bool:
+        """Tell whether an answer takes back what is wrong: not that a model is missing, where another one gave it."""
+        return rung.reason != ModelNotFound.code or event.model == self._ladder.general(rung.name)
 
     def _failed(self, rung: Rung, error: ProviderError) -> None:
         """Learn from a failure, though another rung may have made it good."""

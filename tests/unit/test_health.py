@@ -21,12 +21,12 @@ from tests.fakes.doubles import FakeClock, ScriptedProvider, ladder_of
 COMMON: dict[str, Any] = {"conversation_id": "c", "request_id": "r", "attempt": 1, "seq": 0, "ts": FakeClock().now()}
 
 
-def final(reason: Any = "stop", first_token_s: float = 1.0, tokens_per_s: float = 5.0) -> Final:
+def final(reason: Any = "stop", first_token_s: float = 1.0, tokens_per_s: float = 5.0, model: str = "m") -> Final:
     return Final(
         **COMMON,
         reply="a",
         speech="a",
-        model="m",
+        model=model,
         provider="p",
         agent="g",
         finish_reason=reason,
@@ -161,6 +161,17 @@ async def test_a_failed_answer_degrades_and_a_good_one_heals() -> None:
     assert watch.reason is None
 
 
+async def test_an_answer_by_another_model_does_not_bring_the_missing_one() -> None:
+    provider, settings = ScriptedProvider(), Settings(ollama_model_general="general:1b")
+    provider.state = ProviderState(reachable=True, model_found=False, error="ollama pull general:1b")
+    watch = ProviderWatch(ladder_of(provider, settings=settings), Config(settings, {}))
+    await watch.look()
+    watch.ended(final(model="other:1b"))
+    assert (watch.reason, watch.health.error) == ("model_not_found", "ollama pull general:1b")
+    watch.ended(final(model="general:1b"))
+    assert (watch.reason, watch.health.error) == (None, None)
+
+
 async def test_a_change_of_the_model_server_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     provider = ScriptedProvider()
@@ -171,8 +182,8 @@ async def test_a_change_of_the_model_server_is_logged_once(caplog: pytest.LogCap
         provider.state = state
         await watch.look()
         await watch.look()
-    watch.ended(final())
-    watch.ended(final())
+    watch.ended(final(model=Settings().ollama_model_general))
+    watch.ended(final(model=Settings().ollama_model_general))
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", "provider_unavailable: refused"),
         ("ERROR", "model_not_found: ollama pull m"),
