@@ -96,17 +96,10 @@ def build(loaded: Loaded) -> Daemon:
         reporting.introduce()
         announcer.changed()
 
-    def chosen() -> None:
-        introduced()
-        watch.look_soon()
-        warmup.begin()
-
     watch.on_change, watch.on_look = changed, catalogue.looked
-    catalogue.on_change, catalogue.on_arrival = introduced, chosen
     for door in front:
         door.on_change = changed
-    chooser.on_change = chosen
-    return Daemon(
+    daemon = Daemon(
         config=config,
         doors=front,
         scheduler=scheduler,
@@ -121,6 +114,14 @@ def build(loaded: Loaded) -> Daemon:
         notifier=notifier,
         reload=lambda: reload(config, loaded.path, ladder),
     )
+
+    def chosen() -> None:
+        introduced()
+        daemon.prepare()
+
+    catalogue.on_change, catalogue.on_arrival = introduced, chosen
+    chooser.on_change = chosen
+    return daemon
 
 
 def _made(chosen: Settings, clock: Clock) -> tuple[Config, ConversationStore, list[Rung]]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from piagent_daemon.reporting import Reporting
 from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.systemd import Notifier
 from piagent_daemon.turn import Config
-from piagent_daemon.warmup import Warmup
+from piagent_daemon.warmup import READ_ANEW, Warmup
 from piagent_daemon.watch import ProviderWatch
 
 log = logging.getLogger("piagent.daemon")
@@ -216,8 +216,15 @@ class Daemon:
         return False
 
     async def _take_over(self, fresh: Config) -> None:
+        before = self.config.settings
         changed = {name for name, agent in fresh.agents.items() if self.config.agents.get(name) != agent}
         settings = await self._chooser.over(fresh.settings, fresh.agents)
         self.config.settings, self.config.agents = settings, fresh.agents
-        self._warmup.begin(changed)
+        anew = any(getattr(settings, name) != getattr(before, name) for name in READ_ANEW)
+        self.prepare(None if anew else changed)
         log.info("reloaded: %d agents", len(fresh.agents))
+
+    def prepare(self, agents: Collection[str] | None = None) -> None:
+        """Look for the models that are asked for now, and have these agents' loaded and primed, all when None."""
+        self._watch.look_soon()
+        self._warmup.begin(agents)

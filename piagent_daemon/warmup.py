@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection
+from typing import Final
 
 from piagent_daemon import prompt
 from piagent_daemon.agents import Agent
@@ -14,6 +15,9 @@ from piagent_daemon.values import ChatRequest, Message
 
 log = logging.getLogger("piagent.warmup")
 
+READ_ANEW: Final = ("ollama_model_general", "ctx_tokens", "think", "prompt_style", "default_agent")
+"""Settings by which another model is loaded, a prompt is read otherwise, or another one is to stay warmest."""
+
 
 class Warmup:
     """Primes the model servers in the background; real requests go first (`is_idle`)."""
@@ -23,13 +27,23 @@ class Warmup:
         self._config = config
         self._is_idle = is_idle
         self._task: asyncio.Task[None] | None = None
+        self._left: set[str] = set()
+        """The agents that are not primed yet, while it runs."""
 
     def begin(self, names: Collection[str] | None = None) -> None:
-        """Prime the agents of these names, all when None; the default agent last, since that prompt stays warmest."""
-        agents = [agent for name, agent in self._config.agents.items() if names is None or name in names]
-        agents.sort(key=lambda agent: agent.name == self._config.settings.default_agent)
-        if self._task:
+        """Prime the agents of these names, all when None; the default agent last, since that prompt stays warmest.
+
+        Those that are not primed yet are primed with them; without any name, what runs goes on.
+        """
+        wanted = set(self._config.agents if names is None else names)
+        if not wanted:
+            return
+        if self._task and not self._task.done():
             self._task.cancel()
+            wanted |= self._left
+        agents = [agent for name, agent in self._config.agents.items() if name in wanted]
+        agents.sort(key=lambda agent: agent.name == self._config.settings.default_agent)
+        self._left = {agent.name for agent in agents}
         self._task = asyncio.get_running_loop().create_task(self._prime(agents), name="prime the model")
         self._task.add_done_callback(_look_at)
 
@@ -59,6 +73,7 @@ class Warmup:
                 return
             try:
                 await rung.provider.prime(self._request(rung, agent, self._model(agent)))
+                self._left.discard(agent.name)
             except PiagentError as error:
                 # The watch on the model server tells the same in health; the first request simply starts cold.
                 log.info("%s: not primed with agent %s: %s", rung.name, agent.name, error)

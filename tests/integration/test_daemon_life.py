@@ -307,6 +307,33 @@ async def test_a_reload_changes_prompts_and_settings_and_a_broken_one_changes_no
     assert process.running
 
 
+async def test_a_reload_with_another_model_looks_for_it_and_loads_it(
+    daemon: DaemonFactory, model_server: FakeOllama, observer: Observer, tmp_path: Path
+) -> None:
+    config = tmp_path / "piagent.toml"
+    config.write_text("health_interval_s = 600\n")
+    process = await daemon(ollama_host=model_server.url, config=config)
+    await model_server.until(lambda server: len(beginnings(server)) == 2)
+    model_server.forget()
+    config.write_text("health_interval_s = 600\nctx_tokens = 2048\n")
+    process.hup()
+    await model_server.until(lambda server: len(beginnings(server)) == 2)
+    config.write_text('health_interval_s = 600\nollama_model_general = "not-there:1b"\n')
+    process.hup()
+    state = (await health_like(observer, status="degraded")).json
+    assert (state["reasons"], state["provider"]["model"]) == (["model_not_found"], "not-there:1b")
+
+
+async def test_a_reload_that_changes_nothing_lets_the_model_load(daemon: DaemonFactory) -> None:
+    async with FakeOllama(load_s=1.0) as server:
+        process = await daemon(ollama_host=server.url)
+        await server.until(lambda server: bool(beginnings(server)))
+        process.hup()
+        await process.notified("RELOADING=1")
+        await server.until(lambda server: len(beginnings(server)) == 2)
+        assert not [one for one in server.requests if one.disconnected]
+
+
 def inside(said: list[str]) -> Daemon:
     """Return a daemon in this process, with no broker; `said` collects what it tells systemd of its state."""
     made = app.build(load_settings(environ={"MQTT_PORT": str(free_port()), "PROVIDER": "echo"}))

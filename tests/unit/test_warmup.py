@@ -65,6 +65,33 @@ async def test_only_changed_agents_are_primed_again() -> None:
     assert systems(provider) == ["Speak."]
 
 
+async def test_nothing_new_lets_what_runs_go_on_and_something_new_joins_it() -> None:
+    class Slow(Primed):
+        async def prime(self, request: ChatRequest) -> None:
+            await super().prime(request)
+            await gate.wait()
+
+    provider, gate = Slow(), asyncio.Event()
+    agents = {**AGENTS, "cook": Agent(name="cook", system="Cook.")}
+    warmup = Warmup(ladder_of(provider), Config(Settings(), agents), lambda: True)
+    warmup.begin()
+    await asyncio.wait_for(provider.tried.wait(), 5)
+    running = warmup._task
+    warmup.begin(set())
+    assert warmup._task
+    assert warmup._task is running
+    assert not warmup._task.cancelling()
+    warmup.begin({"cook"})
+    gate.set()
+    assert warmup._task
+    await asyncio.wait_for(warmup._task, 5)
+    assert systems(provider) == ["Speak.", "Speak.", "Cook.", "Be brief."], "what was cut off is begun anew"
+    provider.primed.clear()
+    warmup.begin({"cook"})
+    await asyncio.wait_for(warmup._task, 5)
+    assert systems(provider) == ["Cook."]
+
+
 async def test_real_requests_go_first() -> None:
     provider = Primed()
     warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), lambda: False)
