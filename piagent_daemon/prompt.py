@@ -82,7 +82,9 @@ def turn_facts(agent: Agent, request: Request, *, now: datetime, conversation_id
         try:
             return templates.render_facts(agent.context, variables)
         except templates.TemplateProblem as problem:
-            log.warning("the context template of agent %s failed: %s", agent.name, problem)
+            line = f" in line {problem.line}" if problem.line else ""
+            # Not what it says, which may quote what somebody sent.
+            log.warning("the context template of agent %s failed: %s%s", agent.name, problem.kind, line)
     return listed[: templates.MAX_FACTS_CHARS]
 
 

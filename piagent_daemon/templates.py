@@ -6,6 +6,7 @@ Source: contract section 9.
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import count
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -19,14 +20,20 @@ MAX_FACTS_CHARS: Final = 4000
 """What a `context` template may add to a turn at most."""
 MAX_CONTEXT_CHARS: Final = 16_000
 """A larger `context` is not given to a template, which may go through it several times."""
+_NAMELESS: Final = "<template>"
+"""What Jinja2 calls the file of a template that came as a text."""
 FACTS: Final = frozenset({"now", "conversation_id", "agent", "context"})
 
 
 class TemplateProblem(ValueError):
-    """A template cannot be used; `line` is the line in its source, or None."""
+    """A template cannot be used: its text may quote what it was given, `kind` and `line` never do.
 
-    def __init__(self, message: str, line: int | None = None) -> None:
+    `kind` is the class of what was raised, `line` the line in the template's source, or None.
+    """
+
+    def __init__(self, message: str, kind: str = "", line: int | None = None) -> None:
         super().__init__(message)
+        self.kind = kind
         self.line = line
 
 
@@ -102,11 +109,17 @@ def _guarded(work: Callable[[], T]) -> T:
     try:
         return work()
     except TemplateSyntaxError as error:
-        raise TemplateProblem(error.message or "this is not Jinja2", error.lineno) from None
+        raise TemplateProblem(error.message or "this is not Jinja2", type(error).__name__, error.lineno) from None
     except TemplateError as error:
-        raise TemplateProblem(str(error)) from None
+        raise _problem(error, str(error)) from None
+    except MemoryError as error:
+        raise _problem(error, "it takes more memory than there is") from None
     # A template is a small program: whatever its expressions raise comes out of it as it is.
-    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError) as error:
-        raise TemplateProblem(f"{type(error).__name__}: {error}") from None
-    except MemoryError:
-        raise TemplateProblem("it takes more memory than there is") from None
+    except Exception as error:  # noqa: BLE001
+        raise _problem(error, f"{type(error).__name__}: {error}") from None
+
+
+def _problem(error: Exception, message: str) -> TemplateProblem:
+    steps = walk_tb(error.__traceback__)
+    lines = [line for frame, line in steps if frame.f_code.co_filename == _NAMELESS]
+    return TemplateProblem(message, type(error).__name__, lines[-1] if lines else None)

@@ -168,10 +168,11 @@ def test_yes_and_on_are_words_but_serve_as_true(tmp_path: Path) -> None:
         ("---\nwhen: !!int x\n---\nx", "butler.md:1: this is not YAML that can be used"),
         ("x\n{% if %}", "butler.md:2: Expected an expression, got 'end of statement block'"),
         ("---\nmodel: x\n---\nx\n{{ y", "butler.md:5: unexpected end of template, expected 'end of print statement'."),
-        ("It is {{ now }}", "butler.md: 'now' is undefined"),
-        ("{{ lipsum() }}", "butler.md: 'lipsum' is undefined"),
-        ("{{ agent + 1 }}", 'butler.md: TypeError: can only concatenate str (not "int") to str'),
-        ("{{ ''.__class__ }}", "butler.md: access to attribute '__class__' of 'str' object is unsafe."),
+        ("It is {{ now }}", "butler.md:1: 'now' is undefined"),
+        ("{{ lipsum() }}", "butler.md:1: 'lipsum' is undefined"),
+        ("{{ agent + 1 }}", 'butler.md:1: TypeError: can only concatenate str (not "int") to str'),
+        ("x\n{{ agent | truncate(2) }}", "butler.md:2: AssertionError: expected length >= 3, got 2"),
+        ("{{ ''.__class__ }}", "butler.md:1: access to attribute '__class__' of 'str' object is unsafe."),
         ("---\ncontext: '{{ nwo }}'\n---\nx", "butler.md:2: context: there is no nwo here; there are agent, context,"),
         ("---\nmodel: x\ncontext: '{{ now'\n---\nx", "butler.md:3: context: unexpected end of template"),
     ],
@@ -263,7 +264,9 @@ def test_facts_are_bounded_and_lenient(source: str, context: Any, text: str) -> 
     assert templates.render_facts(source, {"context": context}) == text
 
 
-@pytest.mark.parametrize("source", ["{{ context.x() }}", "{{ 1 / 0 }}", "{{ '' | random }}"])
+@pytest.mark.parametrize(
+    "source", ["{{ context.x() }}", "{{ 1 / 0 }}", "{{ '' | random }}", "{{ 'xx' | truncate(1) }}"]
+)
 def test_a_template_that_fails_says_so(source: str) -> None:
     with pytest.raises(templates.TemplateProblem):
         templates.render_facts(source, {})

@@ -86,9 +86,22 @@ def test_a_context_too_large_for_a_template_is_listed(caplog: pytest.LogCaptureF
     assert "Hi\n\nIt is 18:05" in build(CLOCK, message="Hi", context={"all": "x" * 15_000})[-1].content
 
 
-def test_a_template_that_fails_costs_no_answer() -> None:
-    agent = Agent("broken", "System.", context="{{ now + 1 }}")
-    assert build(agent, message="Hi", context={"room": "kitchen"})[-1].content == "Hi\n\nContext:\nroom: kitchen"
+@pytest.mark.parametrize(
+    ("template", "kind"),
+    [
+        ("{{ now + 1 }}", "TypeError in line 1"),
+        ("It is\n{{ now.strptime(context.room, '%H:%M') }}", "ValueError in line 2"),
+        ("{{ now.fromtimestamp(10**18 * context.room | length) }}", "OSError in line 1"),
+        ("{{ context.room | truncate(1) }}", "AssertionError in line 1"),
+        ("{{ [][context.room].x() }}", "UndefinedError in line 1"),
+    ],
+)
+def test_a_template_that_fails_costs_no_answer_and_tells_nothing_of_the_request(
+    template: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = Agent("broken", "System.", context=template)
+    assert build(agent, message="Hi", context={"room": "bathroom"})[-1].content == "Hi\n\nContext:\nroom: bathroom"
+    assert caplog.messages == [f"the context template of agent broken failed: {kind}"]
 
 
 @pytest.mark.parametrize(
