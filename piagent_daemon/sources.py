@@ -17,6 +17,7 @@ PREFIX: Final = "PIAGENT_"
 CONFIG_PATHS: Final = (Path("piagent.toml"), Path("/etc/piagent/piagent.toml"))
 DOTENV_PATH: Final = Path(".env")
 MAX_FILE_BYTES: Final = 256 * 1024
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _NOT_SETTINGS: Final = re.compile(r"PIAGENT_(CONFIG|TEST_\w*)")
 
 
@@ -93,7 +94,9 @@ class Reader:
         merged: dict[str, Found] = {}
         for layer in reversed(layers):
             merged |= layer
-        return merged
+        broken = {name: found for name, found in merged.items() if _is_broken(found.value)}
+        self.problems += [f"{name.upper()}: should be UTF-8 text ({found.origin})" for name, found in broken.items()]
+        return {name: found for name, found in merged.items() if name not in broken}
 
     @property
     def _spellings(self) -> set[str]:
@@ -219,6 +222,11 @@ class Reader:
             layer[self.aliases.get(name, name)] = Found(read_text(path).rstrip("\r\n"), origin)
         except ValueError as error:
             self.problems.append(f"{name.upper()}: {path} {error} ({origin})")
+
+
+def _is_broken(value: Any) -> bool:
+    """Tell whether this is a text out of bytes that are not UTF-8: Python reads those in the environment as halves."""
+    return isinstance(value, str) and _HALF.search(value) is not None
 
 
 def _at_home(path: str) -> Path:

@@ -216,6 +216,19 @@ def test_a_bad_value_is_one_line_naming_setting_and_place(name: str, value: str)
     assert len(problem) < 300
 
 
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_a_value_that_is_not_utf_8_is_one_line_that_does_not_show_it(name: str) -> None:
+    (problem,) = problems(**{name.upper(): f"{CANARY}\udcff"})
+    assert problem == f"{name.upper()}: should be UTF-8 text (environment {name.upper()})"
+
+
+def test_a_path_of_a_secret_need_not_be_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "\udcff").write_text("sesame")
+    key = load(OLLAMA_API_KEY_FILE=f"{tmp_path}/\udcff").settings.ollama_api_key
+    assert key
+    assert key.get_secret_value() == "sesame"
+
+
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "piagent.toml").write_text("# ours\nmqtt_port = 99999\nmqtt_prot = 5\n\n[mqtt]\nhost = 1\n")
     (tmp_path / ".env").write_text("SOMETHING_ELSE=1\nexport PIAGENT_MQTT_HOTS=x\n")
