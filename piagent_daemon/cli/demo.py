@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Final
 
 from piagent_daemon import app, providers
@@ -29,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     loaded = load_settings(args.config)
+    loaded = replace(loaded, settings=plain(loaded.settings))
     logging.getLogger("piagent").setLevel(logging.ERROR)
     notes = stderr()
     with _surroundings(loaded, notes) as settings, Chat(settings, "demo", wait_s=_DAEMON_WAIT_S) as chat:
@@ -61,6 +63,11 @@ async def _daemon(loaded: Loaded, host: str, model: str) -> AsyncGenerator[Setti
             yield settings
 
 
+def plain(settings: Settings) -> Settings:
+    """Return the settings without a table of `ollama`, so that OLLAMA_HOST alone says where the model server is."""
+    return settings.with_providers({name: table for name, table in settings.providers.items() if name != "ollama"})
+
+
 def demo_settings(settings: Settings, port: int, host: str, model: str) -> Settings:
     """Return the person's own settings, except that nothing outside this process is touched but the model server."""
     return settings.model_copy(
@@ -79,6 +86,7 @@ def demo_settings(settings: Settings, port: int, host: str, model: str) -> Setti
             "provider": "ollama",
             "ollama_host": host,
             "ollama_model_general": model,
+            "pull_missing": False,
             "shutdown_grace_s": 1.0,
         }
     )

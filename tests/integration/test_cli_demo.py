@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from piagent_daemon.cli import main
+from piagent_daemon.cli.demo import demo_settings
 from piagent_daemon.cli.embedded import broker, in_background
 from piagent_daemon.cli.standin import MODEL, answer, standin
 from piagent_daemon.doors.mqtt_client import MqttClient
@@ -53,6 +54,19 @@ async def test_a_real_ollama_without_models_is_not() -> None:
     async with FakeOllama({}) as server, Cli("demo", "hello", ollama_host=server.url) as cli:
         assert await cli.end() == 0
     assert "stand-in" in cli.out
+
+
+async def test_a_table_of_ollama_leads_nowhere_else(model_server: FakeOllama, tmp_path: Path) -> None:
+    config = tmp_path / "piagent.toml"
+    config.write_text(f'[providers.ollama]\nurl = "{model_server.url}"\nmodel = "another"\n')
+    async with Cli("--config", str(config), "demo", "hello", ollama_host=f"127.0.0.1:{free_port()}") as cli:
+        assert await cli.end() == 0
+    assert cli.out.startswith('You said: "hello". I am a stand-in')
+    assert not model_server.requests
+
+
+def test_nothing_is_downloaded() -> None:
+    assert not demo_settings(Settings(pull_missing=True), 1883, "http://127.0.0.1:11434", MODEL).pull_missing
 
 
 async def test_the_chat_remembers_and_ctrl_c_cancels() -> None:
