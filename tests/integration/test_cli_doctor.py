@@ -265,6 +265,21 @@ def test_the_memory_file(tmp_path: Path) -> None:
     assert path.read_bytes() == bytes(content)
 
 
+@pytest.mark.parametrize("name", ["x?y.db", "x#y.db", "x%3Fy%00.db"])
+@pytest.mark.parametrize("enable_memory", [True, False])
+def test_a_memory_url_that_the_daemon_refuses(tmp_path: Path, name: str, *, enable_memory: bool) -> None:
+    finding = local.memory(Settings(memory_url=f"sqlite://{tmp_path}/{name}", enable_memory=enable_memory))
+    assert finding.state == "fail"
+    assert finding.detail.startswith("MEMORY_URL: ")
+
+
+def test_the_memory_file_is_the_daemon_s(tmp_path: Path) -> None:
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    finding = local.memory(Settings(memory_url=f"sqlite://{tmp_path}/my%20folder/x.db"))
+    assert finding.detail.startswith(f"{folder}/x.db ")
+
+
 def test_memory_that_needs_no_file() -> None:
     assert local.memory(Settings()).state == "ok"
     assert local.memory(Settings(enable_memory=False)).state == "ok"

@@ -15,6 +15,7 @@ from piagent_daemon.errors import ConfigError
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores import STORES
 from piagent_daemon.stores.checkup import damage
+from piagent_daemon.stores.sqlite import path_of
 
 _FREE_BYTES: Final = 50_000_000
 
@@ -41,15 +42,18 @@ def prompts(settings: Settings) -> tuple[dict[str, Agent], Finding]:
 
 def memory(settings: Settings) -> Finding:
     """Look whether the memory file can be written and is whole; never changes it."""
-    if not settings.enable_memory:
-        return Finding("memory", "ok", "switched off (ENABLE_MEMORY)")
     kind = settings.memory_url.partition(":")[0]
     if kind not in STORES:
         detail = f"MEMORY_URL: no store is called {kind!r}"
         return Finding("memory", "fail", detail, f"Choose one of {', '.join(f'{name}:' for name in STORES)}.")
-    if kind != "sqlite":
+    try:
+        path = path_of(settings.memory_url) if kind == "sqlite" else None
+    except ConfigError as error:
+        return Finding("memory", "fail", str(error), "Correct MEMORY_URL; the daemon will not start.")
+    if not settings.enable_memory:
+        return Finding("memory", "ok", "switched off (ENABLE_MEMORY)")
+    if path is None:
         return Finding("memory", "ok", "in memory only; MEMORY_URL=sqlite:///… keeps conversations over restarts")
-    path = Path(settings.memory_url.removeprefix("sqlite:").removeprefix("//"))
     return _file(path)
 
 
