@@ -1,7 +1,8 @@
 """The journal of requests in RAM: which were seen, how often they were tried, and how they ended.
 
-Its times are monotonic seconds. Entries are found again for a day, so that what a broker brings back late is answered
-from here; by the client's own id they are found only within DEDUPE_WINDOW_S after their end.
+Its times are monotonic seconds. Entries are found again for a day, or for DEDUPE_WINDOW_S where that is longer, so that
+what a broker brings back late is answered from here; by the client's own id they are found only within DEDUPE_WINDOW_S
+after their end.
 """
 
 from collections import OrderedDict
@@ -52,6 +53,7 @@ class Journal:
         self._clock = clock
         self._filed = filed
         self._window_s = settings.dedupe_window_s
+        self._keep_s = max(KEEP_S, self._window_s)
         self._all: OrderedDict[RequestId, Entry] = OrderedDict()
         self._by_key: dict[str, RequestId] = {}
         self._bytes = 0
@@ -136,9 +138,9 @@ class Journal:
                 self._remove(name)
 
     def sweep(self) -> None:
-        """Forget entries that did not change for a day, and those that were cleared when their window is over."""
+        """Forget entries that did not change for long, and those that were cleared when their window is over."""
         self._sweep_cleared()
-        oldest = self._clock.monotonic() - KEEP_S
+        oldest = self._clock.monotonic() - self._keep_s
         while self._all and next(iter(self._all.values())).changed < oldest:
             self._remove(next(iter(self._all)))
 

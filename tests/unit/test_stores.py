@@ -401,6 +401,18 @@ async def test_old_entries_go(make: Make, clock: FakeClock) -> None:
     assert not (await store.open(AGAIN, Ticket("kitchen", "r2"))).duplicate
 
 
+async def test_a_window_longer_than_a_day_is_kept(make: Make, clock: FakeClock) -> None:
+    store = await make(dedupe_window_s=7 * journal.KEEP_S)
+    await store.open(BY_ID, Ticket("kitchen", "r1"))
+    await store.commit(outcome())
+    clock.advance(7 * journal.KEEP_S - 1)
+    await store.sweep()
+    assert (await store.open(BY_ID, Ticket("kitchen", "other"))).terminal == outcome().terminal
+    clock.advance(2)
+    await store.sweep()
+    assert (await store.begin("r1", "kitchen")).terminal is None
+
+
 async def test_clear_forgets_replies_whose_window_is_over(make: Make, clock: FakeClock) -> None:
     store = await make(dedupe_window_s=600)
     for request_id in ("r1", "r2"):
