@@ -7,7 +7,6 @@ on: what could not be written is remembered and written once the disk works agai
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from piagent_daemon.ports import Clock
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.database import Damage, Database
 from piagent_daemon.stores.ledger import Contents, Ledger
+from piagent_daemon.stores.worker import Worker
 from piagent_daemon.values import Conversation, ConversationInfo, Delivery, Outcome, Ticket
 
 DISK_TIMEOUT_S = 10.0
@@ -62,7 +62,7 @@ class SqliteStore:
         self._boot = boot or this_boot()
         self._ledger = Ledger(settings, clock, filed=True)
         self._database = Database(self._path, clock, self._boot)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._worker = Worker("store")
         self._writing = asyncio.Lock()
         self._stuck: asyncio.Future[Any] | None = None
         self._suspect: Damage | None = None
@@ -257,7 +257,7 @@ class SqliteStore:
         """Run `call` in the one thread; StoreError when the disk does not let it end in time."""
         if self._stuck is not None and not self._stuck.done():
             raise StoreError("the disk does not answer")
-        future = asyncio.get_running_loop().run_in_executor(self._worker, call, *arguments)
+        future = asyncio.wrap_future(self._worker.submit(call, *arguments))
         future.add_done_callback(_look_at)
         done, _ = await asyncio.wait({future}, timeout=DISK_TIMEOUT_S)
         if not done:

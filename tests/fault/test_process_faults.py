@@ -333,6 +333,31 @@ def kept(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in folder.glob("memory.db.corrupt-*")]
 
 
+DEAD_DISK: Final = """
+import threading
+
+from piagent_daemon.stores import database, sqlite
+
+sqlite.DISK_TIMEOUT_S = 0.5
+database.Database.write = lambda *_: threading.Event().wait()
+"""
+
+
+async def test_45_a_disk_that_never_answers_does_not_keep_the_process(house: HouseFactory, tmp_path: Path) -> None:
+    async with house(env=sabotage(tmp_path, DEAD_DISK), memory_url=f"sqlite://{tmp_path}/memory.db") as home:
+        assert (await home.ask("k"))["type"] == "final"
+        await home.health(lambda now: "memory_not_persisted" in now["reasons"])
+        begun = time.monotonic()
+        assert await home.process.stop() == 0
+        assert time.monotonic() - begun < 5
+        await home.health(lambda now: now == {"status": "offline"})
+        assert "changes are lost" in home.log
+        (tmp_path / "sabotage/sitecustomize.py").write_text("")
+        home.process.start()
+        await home.process.ready()
+        await home.well()
+
+
 # ------------------------------------------------------------------------------------ memory, files, log reader: 47, 48
 
 
