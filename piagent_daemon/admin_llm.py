@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 from piagent_daemon import files, wire
 from piagent_daemon.admin import Parts, Progress
 from piagent_daemon.admin_method import Long, takes
-from piagent_daemon.admin_models import ModelName
 from piagent_daemon.alone import Errand
 from piagent_daemon.contract import Chunk, File, Noun, Options, Request, Status
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import InvalidRequest
+from piagent_daemon.model_names import ModelName
 from piagent_daemon.values import Message
 
 MAX_INPUTS: Final = 256

@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from piagent_daemon.contract import Id, Noun
 from piagent_daemon.errors import InvalidRequest
+from piagent_daemon.problems import Finding, explain
 
 if TYPE_CHECKING:
     from piagent_daemon.admin import Parts
@@ -49,8 +51,7 @@ class Method(Generic[P]):
         try:
             return self.shape.model_validate(params, strict=True)
         except ValidationError as error:
-            found = error.errors(include_input=False, include_url=False, include_context=False)
-            problems = [_told(problem) for problem in found[:5]]
+            problems = [_told(finding.key[:64], finding) for finding in islice(explain(error, nested=None), 5)]
         raise InvalidRequest(f"Bad parameters for {name}: {'; '.join(problems)}.")
 
 
@@ -59,12 +60,11 @@ def takes(shape: type[P]) -> Callable[[Action[P]], Method[P]]:
     return lambda action: Method(shape, action)
 
 
-def _told(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])[:64]
-    match problem["type"]:
+def _told(where: str, finding: Finding) -> str:
+    match finding.kind:
         case "missing":
             return f'the required parameter "{where}" is missing'
         case "extra_forbidden":
             return f'there is no parameter "{where}"'
         case _:
-            return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+            return f"{where}: {finding.message}" if where else finding.message

@@ -3,19 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any
-
-from pydantic import StringConstraints
+from typing import Any
 
 from piagent_daemon.admin import Parts, Progress
 from piagent_daemon.admin_method import Long, takes
 from piagent_daemon.contract import Noun
 from piagent_daemon.errors import InvalidRequest, ModelNotFound, PiagentError
+from piagent_daemon.model_names import ModelName
 from piagent_daemon.rung import Rung
 from piagent_daemon.setting_types import allows
 from piagent_daemon.values import ModelInfo
-
-ModelName = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f]{1,256}$")]
 
 
 class AnyModel(Noun):

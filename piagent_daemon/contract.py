@@ -8,7 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from piagent_daemon.model_names import ModelName
+
 Sentences = Literal["sentences"]
+Stage = Literal["loading", "thinking", "tool", "retrying", "fallback"]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
@@ -110,9 +113,6 @@ class Accepted(Event):
     position: int = Field(ge=0)
     agent: str
     model: str
-
-
-Stage = Literal["loading", "thinking", "tool", "retrying", "fallback"]
 
 
 class Status(Event):
@@ -329,7 +329,7 @@ class SetDefaults(Noun):
     model_config = ConfigDict(strict=True)
 
     agent: str | None = None
-    model: Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f]{1,256}$")] | None = None
+    model: ModelName | None = None
     temperature: float | None = Field(default=None, ge=0, le=5)
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -22,32 +22,50 @@ def line_of(text: str, key: str) -> int:
     return text.count("\n", 0, found.start()) + 1 if found else 1
 
 
+_MEMBER: Final = re.compile(r"str|bool|int|float|[a-z]+\[.*\]", re.DOTALL)
+"""How pydantic names a member of a union, beside the keys, where it says what is wrong with each."""
+_JARGON: Final = re.compile(r"^Value error, |^(Input|String|List|Dictionary) (?=should )| after validation(?=,)")
+
+
 class Finding(NamedTuple):
-    """What pydantic found at one key ("" for the whole); `value` is what was given and may be a secret."""
+    """What pydantic found at one key ("" for the whole); `value` is what was given and may be a secret.
+
+    `kind` is pydantic's word for it, such as `missing`, or `extra_forbidden` for an unknown key.
+    """
 
     key: str
     message: str
     value: Any
+    kind: str
 
 
-def explain(error: ValidationError, nested: Collection[str] = ()) -> Iterator[Finding]:
+def explain(error: ValidationError, nested: Collection[str] | None = ()) -> Iterator[Finding]:
     """Yield one finding per key, the messages for the members of a union joined by "or".
 
-    Keys in `nested` hold models of their own: what is found in them has a key with a dot.
+    Keys in `nested` hold models of their own: what is found in them has a key with a dot. With None, any key may, and
+    they may lie deeper.
     """
     messages: dict[str, dict[str, None]] = {}
-    values: dict[str, Any] = {}
+    found: dict[str, tuple[Any, str]] = {}
     for problem in error.errors(include_url=False, include_context=False):
         if problem["type"] == "default_factory_not_called":
             continue
-        key, *rest = map(str, problem["loc"] or ("",))
-        if rest and key in nested:
-            key = f"{key}.{rest[0]}"
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-        messages.setdefault(key, {})[message] = None
-        values[key] = problem["input"]
+        key = _key(problem["loc"], nested, exact=problem["type"] == "extra_forbidden")
+        messages.setdefault(key, {})[_JARGON.sub("", problem["msg"])] = None
+        found[key] = (problem["input"], problem["type"])
     for key, said in messages.items():
-        yield Finding(key, " or ".join(said), values[key])
+        first, *others = said
+        yield Finding(key, " or ".join([first, *(one.removeprefix("should be ") for one in others)]), *found[key])
+
+
+def _key(loc: tuple[int | str, ...], nested: Collection[str] | None, *, exact: bool) -> str:
+    """Return what the place of a problem is called; `exact`: its last part is a key, whatever it looks like."""
+    key, *rest = map(str, loc or ("",))
+    if nested is not None:
+        return f"{key}.{rest[0]}" if rest and key in nested else key
+    last = rest.pop() if rest and exact else None
+    inner = [part for part in rest if not _MEMBER.fullmatch(part)]
+    return ".".join((key, *inner, *([last] if last else [])))
 
 
 def one_line(text: str) -> str:

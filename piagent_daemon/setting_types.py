@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator
 
 from piagent_daemon import topics
+from piagent_daemon.model_names import ModelName
 
 MASK: Final = "********"
 _USERINFO: Final = re.compile(r"^(['\"]?(?:[a-zA-Z][a-zA-Z0-9+.-]*://)?)(.*)@", re.DOTALL)
@@ -128,7 +129,7 @@ KeepAlive = Annotated[
         'should be seconds or a duration such as "10m"; negative is for ever',
     ),
 ]
-Model = Annotated[str, _matching(r"[^\s\x00-\x1f]{1,256}", "should be the name of a model")]
+Model = ModelName
 
 
 ClientId = Annotated[str, AfterValidator(_client_id)]

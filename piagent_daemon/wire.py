@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 from codecs import BOM_UTF8
+from itertools import islice
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ from piagent_daemon.contract import ErrorEvent, Request
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import InvalidRequest, PiagentError
 from piagent_daemon.ports import Clock
+from piagent_daemon.problems import Finding, explain
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import is_conversation_id
 
@@ -48,19 +50,21 @@ def _parse_object(text: str) -> Request:
 
 def _explain(error: ValidationError) -> str:
     """Turn pydantic's findings into one sentence each, naming the field and never quoting a value."""
-    found = []
-    for problem in error.errors(include_input=False, include_url=False, include_context=False)[:5]:
-        where = ".".join(str(part) for part in problem["loc"])[:64]
-        match problem["type"]:
-            case "extra_forbidden":
-                found.append(f'Unknown field "{where}".')
-            case "missing":
-                found.append(f'The field "{where}" is missing.')
-            case "json_invalid":
-                found.append("The payload starts like a JSON object but is not valid JSON.")
-            case _:
-                found.append(f'The field "{where}" is not valid: {problem["msg"]}.' if where else f"{problem['msg']}.")
-    return " ".join(found)
+    return " ".join(_sentence(finding.key[:64], finding) for finding in islice(explain(error, nested=None), 5))
+
+
+def _sentence(where: str, finding: Finding) -> str:
+    match finding.kind:
+        case "extra_forbidden":
+            return f'Unknown field "{where}".'
+        case "missing":
+            return f'The field "{where}" is missing.'
+        case "json_invalid":
+            return "The payload starts like a JSON object but is not valid JSON."
+        case _ if finding.message.startswith("should "):
+            return f'The field "{where}" {finding.message}.'
+        case _:
+            return f'The field "{where}" is not valid: {finding.message}.'
 
 
 def _plain(text: str) -> str:

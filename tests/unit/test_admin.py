@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -101,7 +102,10 @@ async def test_cancel_finds_its_request(world: World) -> None:
         ("memory/get", b'{"conversation_id": 5}', "conversation_id"),
         ("defaults/set", b'{"temperature": 6}', "temperature"),
         ("defaults/set", b'{"temperature": "hot"}', "temperature"),
-        ("defaults/set", b'{"model": "two words"}', "model"),
+        ("defaults/set", b'{"model": "two words"}', "model: should be the name of a model"),
+        ("models/pull", b'{"model": ""}', "model: should be the name of a model"),
+        ("llm/embed", b'{"input": 5}', "input: should be a valid string or a valid list"),
+        ("llm/chat", b'{"model": "m", "messages": []}', "messages: should have at least 1 item, not 0"),
         ("defaults/set", b'{"modle": "small"}', 'no parameter "modle"'),
         ("health", b'{"extra": 1}', 'no parameter "extra"'),
         ("health", b"{nonsense", "not valid JSON"),
@@ -115,6 +119,7 @@ async def test_what_cannot_be_understood_is_an_error(world: World, method: str, 
     code, message = await world.error(method, payload)
     assert code == "invalid_request"
     assert says in message
+    assert not re.search(r"Input|\[|\^", message), "what pydantic says to programmers"
 
 
 async def test_a_failure_of_the_model_server_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

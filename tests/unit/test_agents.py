@@ -161,7 +161,7 @@ def test_yes_and_on_are_words_but_serve_as_true(tmp_path: Path) -> None:
             "---\n\ninterrupt: perhaps\n---\nx",
             "butler.md:3: interrupt: should be a valid boolean, unable to interpret input",
         ),
-        ("---\nformat: yaml\n---\nx", "butler.md:2: format: should be 'json' or should be a valid dictionary"),
+        ("---\nformat: yaml\n---\nx", "butler.md:2: format: should be 'json' or a valid dictionary"),
         ("---\noptions: {num_ctx: 1}\n---\nx", "butler.md:2: there is no key options.num_ctx"),
         ("---\noptions: {temperature: hot}\n---\nx", "butler.md:2: options.temperature: should be a valid number"),
         ("---\nfiller: {text: x}\n---\nx", "butler.md:2: filler.seconds: Field required"),

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "piagent_daemon"
 LAYERS = (
-    {"", "errors", "contract", "topics", "values", "ports"},
+    {"", "errors", "contract", "topics", "values", "ports", "model_names"},
     {
         "settings",
         "settings_table",

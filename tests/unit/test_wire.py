@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -77,6 +78,15 @@ def test_anything_but_an_object_is_the_message_itself(payload: str, message: str
         ({"message": "hi", "files": [{"name": "a", "text": "b", "path": "c"}]}, '"files.0"'),
         ({"message": "hi", "expires_s": -1}, '"expires_s"'),
         ({"message": "hi", "metadata": []}, '"metadata"'),
+        ({"message": "hi", "stream": "yes"}, """The field "stream" should be a valid boolean or 'sentences'."""),
+        ({"message": "hi", "format": 5}, """The field "format" should be 'json' or an object."""),
+        ({"message": "hi", "context": [1]}, 'The field "context" should be a valid string or an object.'),
+        ({"message": "hi", "id": ""}, 'The field "id" should have at least 1 character.'),
+        (
+            {"message": "hi", "files": [{"name": "a"}]},
+            '"files.0" is not valid: give either "name" and "text", or "path".',
+        ),
+        ({"message": "hi", "options": {"str": 1}}, 'Unknown field "options.str"'),
     ],
 )
 def test_a_bad_request_is_refused_by_naming_what_is_wrong(value: Any, says: str) -> None:
@@ -84,6 +94,7 @@ def test_a_bad_request_is_refused_by_naming_what_is_wrong(value: Any, says: str)
         parse(value)
     assert says in str(caught.value)
     assert "Traceback" not in str(caught.value)
+    assert not re.search(r"Input|Value error|\[|\^", str(caught.value)), "what pydantic says to programmers"
 
 
 def test_every_field_of_a_request_is_read() -> None:
