@@ -14,11 +14,12 @@ from typing import Any, Final, NamedTuple
 from piagent_daemon.problems import line_of, nearest
 
 PREFIX: Final = "PIAGENT_"
+CONFIG_VARIABLE: Final = "PIAGENT_CONFIG"
+"""It names the file of settings, and is none itself."""
 CONFIG_PATHS: Final = (Path("piagent.toml"), Path("/etc/piagent/piagent.toml"))
 DOTENV_PATH: Final = Path(".env")
 MAX_FILE_BYTES: Final = 256 * 1024
 _HALF: Final = re.compile("[\ud800-\udfff]")
-_NOT_SETTINGS: Final = re.compile(r"PIAGENT_(CONFIG|TEST_\w*)")
 
 
 class Found(NamedTuple):
@@ -84,7 +85,7 @@ class Reader:
         `<NAME>_FILE` counts as the place in which it is written. An empty value counts as not set.
         """
         dotenv, dotenv_text = self._dotenv()
-        chosen = config or environ.get(f"{PREFIX}CONFIG") or dotenv.get(f"{PREFIX}CONFIG")
+        chosen = config or environ.get(CONFIG_VARIABLE) or dotenv.get(CONFIG_VARIABLE)
         layers = [
             *self._variables(environ, lambda key: f"environment {key}"),
             *self._variables(dotenv, lambda key: f"{DOTENV_PATH}:{line_of(dotenv_text, key)}"),
@@ -141,7 +142,7 @@ class Reader:
             if key in {name.upper(), PREFIX + name.upper()} and name in spellings:
                 layer = prefixed if key.startswith(PREFIX) else bare
                 layer[name] = Found(value if self._is_secret(name) else value.strip(), origin(key))
-            elif key.startswith(PREFIX) and not _NOT_SETTINGS.fullmatch(key):
+            elif key.startswith(PREFIX) and key != CONFIG_VARIABLE:
                 hint = nearest(name.upper(), [known.upper() for known in spellings])
                 self.problems.append(f"{key}: there is no such setting{hint} ({origin(key)})")
         return self._settle(prefixed), self._settle(bare)

@@ -6,7 +6,7 @@ The text `-` reads the question from standard input. Ctrl-C cancels the answer; 
 import argparse
 import json
 import uuid
-from typing import Any
+from typing import Any, Final
 
 from piagent_daemon.cli import FAILED, FINE, USAGE
 from piagent_daemon.cli.asking import Line
@@ -16,6 +16,11 @@ from piagent_daemon.doors.mqtt_client import MqttClient
 from piagent_daemon.errors import DoorError
 from piagent_daemon.settings import Settings, load_settings
 from piagent_daemon.topics import is_conversation_id
+
+MAX_TIMEOUT_S: Final = 7 * 86_400
+NO_CONVERSATION: Final = (
+    "a conversation is one topic level of at most 128 characters, without / + # and not a reserved word"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +86,7 @@ def _usage_problem(message: str, conversation_id: str, timeout_s: float | None) 
     if not message:
         return "the question is empty"
     if not is_conversation_id(conversation_id):
-        return "a conversation is one topic level of at most 128 characters, without / + # and not a reserved word"
-    if timeout_s is not None and not timeout_s > 0:
-        return "--timeout must be more than 0 seconds"
+        return NO_CONVERSATION
+    if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
+        return f"--timeout must be more than 0 seconds, and at most {MAX_TIMEOUT_S}"
     return None

@@ -3,15 +3,28 @@
 import argparse
 import json
 
+from pydantic import TypeAdapter, ValidationError
+
 from piagent_daemon.cli import FINE
 from piagent_daemon.cli.terminal import stdout
+from piagent_daemon.problems import explain
+from piagent_daemon.setting_types import Topic
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="JSON (the default)")
     form.add_argument("--yaml", action="store_true", help="YAML instead of JSON")
-    parser.add_argument("--base", default="piagent", metavar="TOPIC", help="the base topic (MQTT_BASE_TOPIC)")
+    parser.add_argument(
+        "--base", type=_topic, default="piagent", metavar="TOPIC", help="the base topic (MQTT_BASE_TOPIC)"
+    )
+
+
+def _topic(value: str) -> str:
+    try:
+        return TypeAdapter[str](Topic).validate_python(value)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError("; ".join(finding.message for finding in explain(error))) from None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,8 +8,8 @@ import uuid
 from contextlib import suppress
 from typing import Final, Self
 
-from piagent_daemon.cli import FAILED, FINE
-from piagent_daemon.cli.ask import add_request_options, request_body
+from piagent_daemon.cli import FAILED, FINE, USAGE
+from piagent_daemon.cli.ask import NO_CONVERSATION, add_request_options, request_body
 from piagent_daemon.cli.asking import HEALTH_WAIT_S, Line
 from piagent_daemon.cli.showing import Display
 from piagent_daemon.cli.terminal import stderr, stdin, stdout
@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.config).settings
     conversation_id = args.conversation or f"chat-{uuid.uuid4().hex[:12]}"
     if not is_conversation_id(conversation_id):
-        raise DoorError("A conversation is one topic level of at most 128 characters, without / + #.")
+        stderr().line(f"piagent chat: {NO_CONVERSATION}")
+        return USAGE
     with Chat(settings, conversation_id, args.agent, args.model) as chat:
         return chat.run()
 

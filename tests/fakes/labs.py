@@ -1,9 +1,9 @@
 """Providers side by side: each kind with a faithful server of its protocol, and real servers where there are any.
 
-    PIAGENT_TEST_OLLAMA=http://127.0.0.1:11434 pytest tests/integration/test_providers_contract.py
-    PIAGENT_TEST_OPENAI=http://127.0.0.1:8080/v1 …   # with PIAGENT_TEST_OPENAI_KIND (custom), PIAGENT_TEST_OPENAI_KEY
+    TEST_OLLAMA=http://127.0.0.1:11434 pytest tests/integration/test_providers_contract.py
+    TEST_OPENAI=http://127.0.0.1:8080/v1 …   # with TEST_OPENAI_KIND (custom), TEST_OPENAI_KEY
 
-The model is the first that can chat, or PIAGENT_TEST_OLLAMA_MODEL, PIAGENT_TEST_OPENAI_MODEL.
+The model is the first that can chat, or TEST_OLLAMA_MODEL, TEST_OPENAI_MODEL.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ FAKES: Final[dict[str, Callable[[str | None], Server]]] = {
     "custom": lambda key: FakeOpenAI(flavour="ollama", api_key=key),
     "anthropic": lambda key: FakeAnthropic(api_key=key),
 }
-REAL: Final = ("PIAGENT_TEST_OLLAMA", "PIAGENT_TEST_OPENAI")
+REAL: Final = ("TEST_OLLAMA", "TEST_OPENAI")
 
 
 @contextlib.asynccontextmanager

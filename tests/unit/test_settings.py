@@ -234,6 +234,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("SOMETHING_ELSE=1\nexport PIAGENT_MQTT_HOTS=x\n")
     found = problems(TEMPERATURE="99", PIAGENT_THINKS="1", PIAGENT_TEST_BROKER="x", MQTT_HOTS="ignored")
     assert set(found) == {
+        "PIAGENT_TEST_BROKER: there is no such setting (environment PIAGENT_TEST_BROKER)",
         "PIAGENT_THINKS: there is no such setting; did you mean THINK? (environment PIAGENT_THINKS)",
         "PIAGENT_MQTT_HOTS: there is no such setting; did you mean MQTT_HOST? (.env:2)",
         "piagent.toml:3: mqtt_prot: there is no such setting; did you mean mqtt_port?",
