@@ -143,8 +143,7 @@ class Delivery(NamedTuple):
 class Ticket(NamedTuple):
     """What the store knows of a delivery: its ids, the number of the coming attempt, its earlier end.
 
-    `crashes` counts attempts that ended with the process; `terminal` is the stored terminal event as JSON, or None;
-    `duplicate` tells that this delivery was known before.
+    `crashes` counts attempts that ended with the process; `terminal` is the stored terminal event as JSON, or None.
     """
 
     conversation_id: str
@@ -152,7 +151,6 @@ class Ticket(NamedTuple):
     attempt: int = 1
     crashes: int = 0
     terminal: bytes | None = None
-    duplicate: bool = False
 
 
 class Outcome(NamedTuple):

@@ -67,7 +67,7 @@ class Journal:
         """Enter a delivery, or return the ticket of the same delivery that came before."""
         known = self._find(delivery)
         if known is not None:
-            return self._ticket(known, duplicate=True)
+            return self._ticket(known)
         name = (ticket.conversation_id, ticket.request_id)
         comes_back = delivery.by_id or delivery.durable
         # Brought again and unknown, where no file tells of it: an earlier process may have told part of an answer.
@@ -181,9 +181,9 @@ class Journal:
         recent = entry.terminal is None or self._clock.monotonic() - entry.changed <= self._window_s
         return name if delivery.by_id and recent else None
 
-    def _ticket(self, name: RequestId, *, duplicate: bool = False) -> Ticket:
+    def _ticket(self, name: RequestId) -> Ticket:
         entry = self._all[name]
-        return Ticket(*name, entry.attempts + 1, entry.crashes, entry.terminal, duplicate)
+        return Ticket(*name, entry.attempts + 1, entry.crashes, entry.terminal)
 
     def _touch(self, name: RequestId, entry: Entry) -> None:
         entry.changed = self._clock.monotonic()

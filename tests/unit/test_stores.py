@@ -319,10 +319,10 @@ async def test_a_flood_of_clears_takes_no_memory_and_brings_nothing_back(
 
 async def test_the_same_delivery_gets_the_same_ticket(store: ConversationStore) -> None:
     assert await store.open(BY_ID, Ticket("kitchen", "r1")) == Ticket("kitchen", "r1")
-    assert await store.open(BY_ID, Ticket("kitchen", "other")) == Ticket("kitchen", "r1", duplicate=True)
+    assert await store.open(BY_ID, Ticket("kitchen", "other")) == Ticket("kitchen", "r1")
     assert await store.begin("r1", "kitchen") == Ticket("kitchen", "r1", attempt=1)
     known = await store.open(BY_ID, Ticket("kitchen", "other"))
-    assert (known.duplicate, known.crashes, known.terminal) == (True, 0, None)
+    assert (known.request_id, known.crashes, known.terminal) == ("r1", 0, None)
     await store.commit(outcome())
     known = await store.open(BY_ID, Ticket("kitchen", "other"))
     assert (known.request_id, known.terminal, known.crashes) == ("r1", outcome().terminal, 0)
@@ -332,10 +332,10 @@ async def test_a_client_id_counts_within_the_window(make: Make, clock: FakeClock
     store = await make(dedupe_window_s=600)
     await store.open(BY_ID, Ticket("kitchen", "r1"))
     clock.advance(7200)
-    assert (await store.open(BY_ID, Ticket("kitchen", "r1"))).duplicate, "it has not ended yet"
+    assert (await store.open(BY_ID, Ticket("kitchen", "other"))).request_id == "r1", "it has not ended yet"
     await store.commit(outcome())
     clock.advance(600)
-    assert (await store.open(BY_ID, Ticket("kitchen", "r1"))).duplicate
+    assert (await store.open(BY_ID, Ticket("kitchen", "other"))).request_id == "r1"
     clock.advance(1)
     redelivered = Delivery(BY_ID.key, by_id=True, redelivered=True, durable=True)
     assert (await store.open(redelivered, Ticket("kitchen", "r1"))).terminal == outcome().terminal
@@ -397,8 +397,8 @@ async def test_old_entries_go(make: Make, clock: FakeClock) -> None:
     await store.commit(outcome())
     clock.advance(journal.KEEP_S + 1)
     await store.sweep()
-    assert not (await store.open(BY_ID, Ticket("kitchen", "r1"))).duplicate
-    assert not (await store.open(AGAIN, Ticket("kitchen", "r2"))).duplicate
+    for delivery in (BY_ID, AGAIN):
+        assert (await store.open(delivery, Ticket("kitchen", delivery.key))).request_id == delivery.key
 
 
 async def test_a_window_longer_than_a_day_is_kept(make: Make, clock: FakeClock) -> None:
@@ -452,9 +452,9 @@ async def test_the_journal_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatc
         await store.open(delivery, Ticket("kitchen", str(number)))
         if number % 2:
             await store.commit(outcome(request_id=str(number)))
-    known = [(await store.open(delivery, Ticket("kitchen", delivery.key))).duplicate for delivery in deliveries]
-    assert known[0] is True, "what has not ended outlives what has"
-    assert known[1] is False
+    known = [(await store.open(delivery, Ticket("kitchen", f"again {delivery.key}"))) for delivery in deliveries]
+    assert known[0].request_id == "0", "what has not ended outlives what has"
+    assert known[1].request_id == "again 1"
 
 
 async def test_the_journal_is_bounded_by_bytes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +466,7 @@ async def test_the_journal_is_bounded_by_bytes(make: Make, monkeypatch: pytest.M
         await store.commit(outcome(request_id=delivery.key, terminal=b"x" * 10_000))
     known = [(await store.open(delivery, Ticket("kitchen", delivery.key))).terminal for delivery in deliveries[-4:]]
     assert all(known)
-    assert not (await store.open(deliveries[0], Ticket("kitchen", "0"))).duplicate
+    assert (await store.open(deliveries[0], Ticket("kitchen", "0"))).terminal is None
 
 
 async def test_100_conversations_of_8_turns_are_small(make: Make) -> None:

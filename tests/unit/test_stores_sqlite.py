@@ -94,7 +94,7 @@ async def test_the_end_of_a_request_outlives_the_process(machine: Machine) -> No
     await store.commit(outcome(terminal=b"\x00\xff"))
     store = await machine.kill()
     known = await store.open(DELIVERY, Ticket("kitchen", "r2"))
-    assert (known.request_id, known.terminal, known.crashes, known.duplicate) == ("r1", b"\x00\xff", 0, True)
+    assert (known.request_id, known.terminal, known.crashes) == ("r1", b"\x00\xff", 0)
 
 
 async def test_a_process_that_ends_in_an_attempt_is_a_crash(machine: Machine) -> None:
@@ -350,7 +350,7 @@ async def test_what_ram_knows_is_newer_than_a_file_that_turns_up_late(machine: M
     store = await machine.kill()
     assert sorted(row.conversation_id for row in await store.conversations()) == ["a", "c"]
     assert await store.load("a") == Conversation((QUESTION,), 0, "newer")
-    assert (await store.open(DELIVERY, Ticket("a", "r2"))).duplicate
+    assert (await store.open(DELIVERY, Ticket("a", "r2"))).request_id == "r1"
 
 
 async def test_a_clear_reaches_a_file_that_could_not_be_read(machine: Machine) -> None:
