@@ -35,7 +35,7 @@ _BREAK = r"(?i)</?(?:br|p|li|div|tr|td|h[1-6])(?![a-z0-9])[^<>]*>(?=[^\W_])"
 _ENTITY = r"&(?:amp;)*(amp|nbsp|lt|gt|quot|apos|#39);"
 _ENTITIES = {"amp": "&", "nbsp": " ", "lt": "<", "gt": ">", "quot": '"', "apos": "'", "#39": "'"}
 _MAIL = r"<([^<>\s@]+@[^<>\s@]+)>"
-_TAG = r"</?[A-Za-z][\w:-]*\s*/?>|</?[A-Za-z][^<>\n]*=[^<>\n]*>|(?<![^\W_])</?[A-Za-z][^<>\n]*>"
+_TAG = r"</?[A-Za-z][\w:-]*\s*/?>|</?[A-Za-z][^<>\n=]*=[^<>\n]*>|(?<![^\W_])</?[A-Za-z][^<>\n]*>"
 """`x<y and z>w` is none: it begins within a word, and is neither short nor has it attributes."""
 _FOOTNOTE = r"\[\^[^\[\]\s]*\]"
 _LINK = r"!?\[([^\[\]]*)\](?:\([^()\n]*(?:\([^()\n]*\)[^()\n]*)?\)|\[[^\[\]\n]*\])"

@@ -7,7 +7,7 @@ import pytest
 
 from piagent_daemon.sentences import Splitter
 from piagent_daemon.speech import expects_reply, speakable
-from tests.fakes.hostile import PIECES
+from tests.fakes.hostile import HEADS, PIECES
 
 each = pytest.mark.parametrize("piece", PIECES)
 
@@ -20,6 +20,15 @@ def test_a_whole_reply_takes_no_time(piece: str) -> None:
     speakable(f"{text}\nx")
     expects_reply(text)
     assert time.process_time() - start < 1.5  # at most 0.5 on a quiet machine; anything quadratic takes seconds
+
+
+@pytest.mark.parametrize("head", HEADS)
+@each
+def test_what_begins_and_never_ends_takes_no_time(head: str, piece: str) -> None:
+    text = head + (piece * 20_000)[:20_000]
+    start = time.process_time()
+    speakable(text)
+    assert time.process_time() - start < 0.5  # at most 0.1 on a quiet machine; anything quadratic takes a second
 
 
 @each

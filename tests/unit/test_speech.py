@@ -103,6 +103,7 @@ def test_any_text_is_spoken_without_markup(text: str) -> None:
         ("Write to <mail@example.com> now.", "Write to mail@example.com now."),
         ("H<sub>2</sub>O is <b class='x'>wet</b>.", "H2O is wet."),
         ("<details open>It is.</details>", "It is."),
+        ('<a href="/?a=b&c=d" title = "A = B">Here</a> <img alt=x src=y/>it is.', "Here it is."),
         ("Tom &amp; Jerry&nbsp;run &lt;b&gt;here&lt;/b&gt;.", "Tom & Jerry run here."),
         ("<reasoning>He wants tea.</reasoning>Tea is ready.", "Tea is ready."),
     ],
