@@ -39,7 +39,7 @@ class Failure:
 Heard = tuple[str, str, Finish | Failure | None]
 """Text, thinking, and how the answer ended when it did."""
 Hear = Callable[[Sequence[dict[str, Any]]], Heard]
-"""Understands the next objects of an answer, up to and with the one that ends it."""
+"""Understands the next objects of an answer, up to and with the one that ends it; none at all: the stream has ended."""
 Opening = Callable[[ChatRequest, Deadlines], AbstractAsyncContextManager[tuple["LineStream", Hear]]]
 """Asks the server; leaving the context closes the connection."""
 
@@ -76,15 +76,25 @@ async def relay(opening: Opening, request: ChatRequest, config: ProviderConfig) 
                         if text or thinking:
                             stream.started = stream.started or bool(text)
                             yield Delta(text, thinking)
-                        raise end.error if isinstance(end.error, PiagentError) else stream.failed(end.error)
+                        raise _raised(end, stream)
                     else:
                         stream.complete = True
                         yield Delta(text, thinking, end)
                         return
                 stream.check()
+            _, _, end = hear(())
+            if isinstance(end, Failure):
+                raise _raised(end, stream)
+            if end:
+                yield Delta("", "", end)
+                return
     finally:
         deadlines.close()
     raise ProviderError(INCOMPLETE)
+
+
+def _raised(failure: Failure, stream: "LineStream") -> Exception:
+    return failure.error if isinstance(failure.error, PiagentError) else stream.failed(failure.error)
 
 
 def _counted(count: int) -> Usage:

@@ -118,7 +118,10 @@ def _closed(schema: Any) -> bool:
 
 
 class Listener:
-    """Understands one answer. It is complete with a `finish_reason` and `[DONE]`, and with nothing less."""
+    """Understands one answer. It is complete with a `finish_reason` and `[DONE]`, and with nothing less.
+
+    Where the stream ends in good order, that stands for `[DONE]`: some servers send none.
+    """
 
     def __init__(self) -> None:
         self._reason: str | None = None
@@ -156,7 +159,7 @@ class Listener:
                 ) from None
             if isinstance(reason, str):
                 self._reason = reason
-        return text, thinking, None
+        return text, thinking, self._end() if self._reason and not chunks else None
 
     def _end(self) -> Finish | Failure:
         if not self._reason:

@@ -161,7 +161,9 @@ async def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_stream() -
     ("parts", "words"),
     [
         ([chunk("hi"), event(b"[DONE]")], "without a reason to stop"),
-        ([chunk("hi", "stop")], "without saying that it is complete"),
+        ([chunk("hi", "content_filter")], "content filter"),
+        ([chunk("hi", "stop"), b'{"error":"late"}\n'], "late"),
+        ([chunk("hi", "stop"), event("nonsense")], "not a JSON object"),
         ([chunk("hi")], "without saying that it is complete"),
         ([chunk("hi"), b'error: {"code":500,"message":"decode failed"}\n\n'], "decode failed"),
         ([chunk("hi"), b'error: {"code":500,"message":"decode failed"}\n\n', event(b"[DONE]")], "decode failed"),
@@ -172,6 +174,25 @@ async def test_streams_that_only_seem_to_end(parts: list[bytes], words: str) -> 
     with pytest.raises(ProviderError, match=words) as caught:
         await answering(*parts)
     assert type(caught.value) is ProviderError
+
+
+async def test_a_reason_and_the_end_of_the_stream_are_an_end() -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    text, _, finish = await answering(chunk("hi"), chunk("", "length"), event({"choices": [], "usage": usage}))
+    assert (text, finish.reason, finish.usage.total_tokens) == ("hi", "length", 10)
+
+
+async def test_a_reason_and_a_connection_that_breaks_are_none() -> None:
+    async def handle(exchange: Exchange) -> None:
+        exchange.head(200, SSE)
+        await exchange.chunk(chunk("hi", "stop"))
+        exchange.close()
+
+    async with HttpServer(handle) as http:
+        provider = make(ProviderConfig("custom", "custom", url=f"http://127.0.0.1:{http.port}", **PATIENCE))
+        with pytest.raises(ProviderError, match="broke"):
+            await collect(provider, Lab("custom", "").asking())
+        await provider.aclose()
 
 
 async def test_comments_keep_nobody_waiting_and_say_nothing() -> None:

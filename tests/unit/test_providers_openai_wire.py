@@ -146,6 +146,14 @@ def test_a_reason_without_done_is_no_end() -> None:
     assert wire.Listener().hear([say({"content": "a"}, "stop")]) == ("a", "", None)
 
 
+def test_the_end_of_the_stream_is_an_end_only_behind_a_reason() -> None:
+    listener = wire.Listener()
+    listener.hear([say({"content": "a"})])
+    assert listener.hear([]) == ("", "", None)
+    listener.hear([say({}, "stop")])
+    assert isinstance(listener.hear([])[2], Finish)
+
+
 def test_the_words_of_a_refusal_and_of_other_ends() -> None:
     text, _, end = wire.Listener().hear([say({"refusal": "I will not."}), say(reason="tool_calls"), DONE])
     assert text == "I will not."
