@@ -19,7 +19,7 @@ from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA, Site
 from piagent_daemon.providers.ndjson import NdjsonReader, without_surrogates
-from piagent_daemon.providers.sockets import PlainTransport
+from piagent_daemon.providers.sockets import KeptTransport, PlainTransport
 
 log = logging.getLogger("piagent.providers")
 
@@ -273,9 +273,7 @@ async def _read(response: httpx.Response, limit: int, *, strict: bool = True) ->
 
 def _transport(address: Address, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
     if address.scheme == "https":
-        return httpx.AsyncHTTPTransport(
-            verify=_certificates(), trust_env=False, limits=limits, socket_options=_KEEP_ALIVE
-        )
+        return KeptTransport(verify=_certificates(), trust_env=False, limits=limits, socket_options=_KEEP_ALIVE)
     return PlainTransport(limits, _KEEP_ALIVE)
 
 

@@ -1,33 +1,40 @@
-"""The plain TCP backend under httpx, against real sockets."""
+"""Kept connections and the plain TCP backend under httpx, against real sockets."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpcore
 import httpx
 import pytest
 
-from piagent_daemon.providers.sockets import SEND_BYTES, PlainTransport, TcpBackend
+from piagent_daemon.providers.sockets import SEND_BYTES, KeptTransport, PlainTransport, TcpBackend
+from tests.fakes.certificates import make_certificates
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def server(handler: Handler) -> AsyncIterator[int]:
+async def server(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    tasks = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
         try:
             await handler(reader, writer)
-        except ConnectionError:
+        except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
         yield listener.sockets[0].getsockname()[1]
     finally:
         listener.close()
+        await asyncio.gather(*filter(None, tasks))
 
 
 def client() -> httpx.AsyncClient:
@@ -102,3 +109,90 @@ async def test_waiting_is_bounded() -> None:
             await stream.read(10, timeout=0.01)
         assert not stream.get_extra_info("is_readable")
         await stream.aclose()
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Forgetful:
+    """A server whose connections end at the second request; `last` is what it says then, `log` the requests."""
+
+    def __init__(self, *, reset: bool = False, last: bytes = b"", first: bytes = OK) -> None:
+        self.reset = reset
+        self.last = last
+        self.first = first
+        self.log: list[tuple[int, int]] = []
+        self._connections = 0
+        self.both = asyncio.Barrier(2)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        connection = self._connections
+        for number in (1, 2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.log.append((connection, number))
+            await reader.readexactly(4)
+            if b"/both" in head:
+                await self.both.wait()
+            answer = self.first if number == 1 else self.last
+            if not answer:
+                break
+            writer.write(answer)
+            await writer.drain()
+        if self.reset:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_request_over_a_kept_connection_that_ends_is_sent_once_more(*, reset: bool) -> None:
+    handler = Forgetful(reset=reset)
+    async with server(handler) as port, client() as http:
+        for _ in range(3):
+            assert (await http.post(f"http://127.0.0.1:{port}/", content=b"body")).text == "ok"
+    assert handler.log == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)]
+
+
+async def test_it_is_sent_over_a_new_connection_also_where_others_are_kept() -> None:
+    handler = Forgetful()
+    async with server(handler) as port, client() as http:
+        url = f"http://127.0.0.1:{port}"
+        await asyncio.gather(*(http.post(f"{url}/both", content=b"body") for _ in range(2)))
+        assert (await http.post(f"{url}/", content=b"body")).text == "ok"
+    assert handler.log[2:] in ([(1, 2), (3, 1)], [(2, 2), (3, 1)])
+
+
+async def test_it_is_not_sent_a_third_time_nor_over_a_connection_that_was_new() -> None:
+    handler = Forgetful()
+    async with server(handler) as port, client() as http:
+        await http.post(f"http://127.0.0.1:{port}/", content=b"body")
+        handler.first = b""
+        for _ in range(2):
+            with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
+                await http.post(f"http://127.0.0.1:{port}/", content=b"body")
+        assert handler.log == [(1, 1), (1, 2), (2, 1), (3, 1)]
+
+
+async def test_what_was_answered_wrongly_is_not_sent_again() -> None:
+    handler = Forgetful(last=b"SSH-2.0 x\r\n\r\n")
+    async with server(handler) as port, client() as http:
+        await http.post(f"http://127.0.0.1:{port}/", content=b"body")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.post(f"http://127.0.0.1:{port}/", content=b"body")
+        handler.last = OK.replace(b": 2", b": 9")
+        await http.post(f"http://127.0.0.1:{port}/", content=b"body")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.post(f"http://127.0.0.1:{port}/", content=b"body")
+    assert handler.log == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+async def test_the_same_over_tls(tmp_path: Path) -> None:
+    ca, certificate, key = make_certificates(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    trust = ssl.create_default_context(cafile=str(ca))
+    handler = Forgetful()
+    transport = KeptTransport(verify=trust, trust_env=False)
+    async with server(handler, tls) as port, httpx.AsyncClient(transport=transport, trust_env=False) as http:
+        for _ in range(2):
+            assert (await http.post(f"https://127.0.0.1:{port}/", content=b"body")).text == "ok"
+    assert handler.log == [(1, 1), (1, 2), (2, 1)]
