@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 
 from piagent_daemon import setting_types as types
 from piagent_daemon.problems import explain, line_of, nearest
-from piagent_daemon.sources import Tables, read_text
+from piagent_daemon.sources import Tables, at_home, read_text, within_reach
 
 NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _MAC: Final = re.compile(r"[0-9a-f]{2}([:-]?)[0-9a-f]{2}(\1[0-9a-f]{2}){4}", re.IGNORECASE)
@@ -88,7 +88,7 @@ def read(found: Tables) -> Read:
         elif not isinstance(content, dict):
             problems.append(f"{place.of()}: providers.{name}: should be a table, [providers.{name}]")
         else:
-            said = list(_read_one(name, content, place, tables))
+            said = list(_read_one(name, content, place, tables, found.credentials))
             problems += said
     return Read(tables, origins, tuple(problems))
 
@@ -114,7 +114,9 @@ class _Place:
         return f"{self.path}:{first + line_of(body, key) - 1}"
 
 
-def _read_one(name: str, content: Mapping[str, Any], place: _Place, tables: dict[str, ProviderTable]) -> Iterator[str]:
+def _read_one(
+    name: str, content: Mapping[str, Any], place: _Place, tables: dict[str, ProviderTable], credentials: str | None
+) -> Iterator[str]:
     label = f"[providers.{name}]"
     unknown = [key for key in content if key not in KEYS]
     for key in unknown:
@@ -128,7 +130,7 @@ def _read_one(name: str, content: Mapping[str, Any], place: _Place, tables: dict
         values["url"] = values.pop("host")
     if "key_file" in values:
         try:
-            values["key"] = _key(values.pop("key_file"))
+            values["key"] = _key(values.pop("key_file"), credentials)
         except ValueError as error:
             yield f"{place.of('key_file')}: {label} key_file: {error}"
     try:
@@ -143,11 +145,12 @@ def _read_one(name: str, content: Mapping[str, Any], place: _Place, tables: dict
         tables[name] = table
 
 
-def _key(path: Any) -> str:
-    if not isinstance(path, str):
+def _key(written: Any, credentials: str | None) -> str:
+    if not isinstance(written, str):
         raise ValueError("should be a path")  # noqa: TRY004 - it is told like the others
+    path = within_reach(at_home(written), credentials)
     try:
-        key = read_text(Path(path).expanduser()).rstrip("\r\n")
+        key = read_text(path).rstrip("\r\n")
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
     if not key:

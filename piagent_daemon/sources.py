@@ -56,12 +56,31 @@ def read_text(path: Path) -> str:
         raise ValueError("is not UTF-8 text") from None
 
 
+def within_reach(path: Path, credentials: str | None) -> Path:
+    """Return the file that a setting names, or the systemd credential of its name where the file cannot be read.
+
+    The user that systemd makes for the service cannot read what belongs to root alone.
+    """
+    if not credentials or _may_read(path):
+        return path
+    credential = Path(credentials, path.name)
+    return credential if _may_read(credential) else path
+
+
+def _may_read(path: Path) -> bool:
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except (OSError, ValueError):
+        return False
+
+
 class Tables(NamedTuple):
-    """What the TOML file at `path` with this `text` has as `providers`."""
+    """What the TOML file at `path` with this `text` has as `providers`; `credentials` is systemd's folder of them."""
 
     path: Path
     text: str
     value: Any
+    credentials: str | None = None
 
 
 @dataclass(slots=True)
@@ -69,7 +88,7 @@ class Reader:
     """Reads every place; `problems` has a line for each thing that cannot be used.
 
     `names` are the settings in lower case, `secrets` those that also come from files, `aliases` other names of
-    settings (alias -> name). `tables` are what was found of `providers`.
+    settings (alias -> name). `tables` are what was found of `providers`, `credentials` is systemd's folder of them.
     """
 
     names: Collection[str]
@@ -77,6 +96,7 @@ class Reader:
     aliases: Mapping[str, str]
     problems: list[str] = field(default_factory=list)
     tables: Tables | None = None
+    credentials: str | None = None
 
     def read(self, config: Path | None, environ: Mapping[str, str]) -> dict[str, Found]:
         """Return what is set anywhere. The first place that has a setting wins, in this order:
@@ -84,20 +104,27 @@ class Reader:
         environment with the prefix, environment, `.env` with the prefix, `.env`, the TOML file, systemd credentials.
         `<NAME>_FILE` counts as the place in which it is written. An empty value counts as not set.
         """
+        self.credentials = environ.get("CREDENTIALS_DIRECTORY")
         dotenv, dotenv_text = self._dotenv()
         chosen = config or environ.get(CONFIG_VARIABLE) or dotenv.get(CONFIG_VARIABLE)
         layers = [
             *self._variables(environ, lambda key: f"environment {key}"),
             *self._variables(dotenv, lambda key: f"{DOTENV_PATH}:{line_of(dotenv_text, key)}"),
             self._toml(Path(chosen) if chosen else None),
-            self._credentials(environ.get("CREDENTIALS_DIRECTORY")),
+            self._credentials(self.credentials),
         ]
         merged: dict[str, Found] = {}
         for layer in reversed(layers):
             merged |= layer
         broken = {name: found for name, found in merged.items() if _is_broken(found.value)}
         self.problems += [f"{name.upper()}: should be UTF-8 text ({found.origin})" for name, found in broken.items()]
-        return {name: found for name, found in merged.items() if name not in broken}
+        return {name: self._within_reach(name, found) for name, found in merged.items() if name not in broken}
+
+    def _within_reach(self, name: str, found: Found) -> Found:
+        """Return the value; of a setting that is itself the name of a file, the file that can be read."""
+        if name.endswith("_file") and isinstance(found.value, str):
+            return found._replace(value=str(within_reach(Path(found.value), self.credentials)))
+        return found
 
     @property
     def _spellings(self) -> set[str]:
@@ -171,7 +198,7 @@ class Reader:
         for key, value in content.items():
             origin = f"{path}:{line_of(text, key)}"
             if key == "providers":
-                self.tables = Tables(path, text, value)
+                self.tables = Tables(path, text, value, self.credentials)
             elif key in spellings:
                 layer[key] = Found(value, origin)
             else:
@@ -213,7 +240,8 @@ class Reader:
             elif twin and not isinstance(twin.value, str):
                 self.problems.append(f"{name.upper()}_FILE should be a path ({twin.origin})")
             elif twin:
-                self._add_file(settled, name, _at_home(twin.value), f"{name.upper()}_FILE in {twin.origin}")
+                path = within_reach(at_home(twin.value), self.credentials)
+                self._add_file(settled, name, path, f"{name.upper()}_FILE in {twin.origin}")
                 if settled.get(self.aliases.get(name, name), twin).value == "":
                     self.problems.append(f"{name.upper()}_FILE: {twin.value} is empty ({twin.origin})")
         return settled
@@ -230,7 +258,8 @@ def _is_broken(value: Any) -> bool:
     return isinstance(value, str) and _HALF.search(value) is not None
 
 
-def _at_home(path: str) -> Path:
+def at_home(path: str) -> Path:
+    """Return the path, with `~` as the home folder that it stands for."""
     try:
         return Path(path).expanduser()
     except RuntimeError:  # nobody has that name; reading it says that there is no such file

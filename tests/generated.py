@@ -19,7 +19,8 @@ TOML_HEAD: Final = """\
 # All settings of piagent with their defaults; take the # away where you want another value.
 # Read from `--config PATH`, $PIAGENT_CONFIG, ./piagent.toml or /etc/piagent/piagent.toml. The environment wins over it.
 # Those marked (reload) change with `sudo systemctl reload piagent`, the others with a restart.
-# An empty value counts as not set. A password is better kept in a file of its own: mqtt_password_file = "PATH".
+# An empty value counts as not set. Passwords and keys are better kept in files of their own: the service takes
+# /etc/piagent/mqtt_password, ollama_api_key and the like by itself; elsewhere name one: mqtt_password_file = "PATH".
 """
 TOML_TAIL: Final = """
 # Providers with a name, an address and a model of their own, in any number; `provider` names the ladder of them.
@@ -33,8 +34,8 @@ TOML_TAIL: Final = """
 # wake = "00:11:22:33:44:55"
 # wake_address = "192.168.1.255"
 # [providers.ollama-cloud]
-# key_file = "/etc/piagent/ollama_api_key"
 # model = "gpt-oss:120b"
+# # Its key is that of its kind, in /etc/piagent/ollama_api_key. With a key of its own: key_file = "PATH".
 """
 
 

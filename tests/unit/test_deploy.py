@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from piagent_daemon.settings import Settings, secrets
+from piagent_daemon.providers.config import place
+from piagent_daemon.settings import Settings, load_settings, secrets
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -87,8 +88,9 @@ def test_the_unit_starts_the_installed_program_and_obeys_exit_code_78() -> None:
 def test_every_secret_is_a_credential_whose_absence_does_not_stop_the_start() -> None:
     service = unit_settings("Service")
     assert secrets
-    assert set(service["LoadCredential"]) == {f"{name}:/etc/piagent/{name}" for name in secrets}
-    assert set(service["SetCredential"]) == {f"{name}:\\n" for name in secrets}
+    names = {*secrets, "mqtt_key"}
+    assert set(service["LoadCredential"]) == {f"{name}:/etc/piagent/{name}" for name in names}
+    assert set(service["SetCredential"]) == {f"{name}:\\n" for name in names}
 
 
 # ----------------------------------------------------------------------------------------------------- environment
@@ -116,6 +118,27 @@ def test_what_the_environment_file_suggests_is_valid() -> None:
     given = Settings.model_validate(suggested)
     for name in suggested:
         assert getattr(given, name) is not None
+
+
+def test_the_examples_name_no_secret_file_that_the_service_could_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the unit: only credentials, and nothing of root's below /etc/piagent."""
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    for line in unit_settings("Service")["LoadCredential"]:
+        (credentials / line.partition(":")[0]).write_text(f"the {line.partition(':')[0]}\n")
+    for name in ("ca.crt", "mqtt_cert"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    example = (DEPLOY / "piagent.toml").read_text().partition("\n# provider = ")[2]
+    Path("piagent.toml").write_text("provider = " + example.replace("\n# ", "\n"))
+    suggested = (DEPLOY / "systemd/piagent.env").read_text().replace("\n#MQTT_", "\nMQTT_")
+    environ = environment(suggested.replace("/etc/piagent/ca", "ca").replace("/etc/piagent/mqtt_cert", "mqtt_cert"))
+    settings = load_settings(environ=environ | {"CREDENTIALS_DIRECTORY": str(credentials), "CTX_TOKENS": ""}).settings
+    assert settings.providers.keys() == {"office", "ollama-cloud"}
+    assert place("ollama-cloud", settings).config.key == "the ollama_api_key"
+    assert settings.mqtt_key_file == str(credentials / "mqtt_key")
 
 
 # --------------------------------------------------------------------------------------------------------- scripts

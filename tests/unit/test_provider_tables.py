@@ -19,6 +19,7 @@ from piagent_daemon.turn import Config
 from tests.fakes.doubles import FakeClock
 
 BROADCAST = "should be a broadcast address, such as 192.168.1.255, with a port where it is not 9"
+MISSING = "cannot be read: No such file or directory"
 TWO = """\
 provider = "office,ollama-cloud"
 
@@ -69,6 +70,23 @@ def test_a_table_is_a_provider_of_that_name() -> None:
     assert cloud.config.context_tokens == 16384, "without one of its own, that of the settings"
 
 
+def test_a_key_file_out_of_reach_is_the_systemd_credential_of_its_name(folder: Path) -> None:
+    """The service's user cannot read what belongs to root."""
+    credentials = folder / "credentials"
+    credentials.mkdir()
+    (credentials / "second_key").write_text("canary-second\n")
+    (credentials / "key").write_text("not this one\n")
+
+    def key(file: str) -> str | None:
+        table = f'[providers.ollama-cloud]\nkey_file = "{file}"\n'
+        return place("ollama-cloud", load(table, CREDENTIALS_DIRECTORY=str(credentials)).settings).config.key
+
+    assert key("second_key") == key("/root-only/second_key") == "canary-second"
+    assert key("key") == "canary-key", "a file that can be read is meant itself"
+    said = problems('[providers.a]\nkey_file = "third_key"\n', CREDENTIALS_DIRECTORY=str(credentials))
+    assert said == ("piagent.toml:2: [providers.a] key_file: third_key cannot be read: No such file or directory",)
+
+
 def test_the_first_rung_s_model_and_window_are_those_of_the_settings() -> None:
     loaded = load(TWO)
     assert (loaded.settings.ollama_model_general, loaded.settings.ctx_tokens) == ("qwen2.5:14b", 16384)
@@ -116,6 +134,7 @@ def test_a_key_of_the_plain_settings_is_not_sent_to_another_address() -> None:
         ('url = "http://a"\nhost = "b"', 4, "host and url are both set, keep one"),
         ('url = "ftp://me:canary@a"', 3, "url: should start with http:// or https://, but is 'ftp://********@a'"),
         ('key_file = "none"', 3, "key_file: none cannot be read: No such file or directory"),
+        ('key_file = "~nobody-of-that-name/key"', 3, f"key_file: ~nobody-of-that-name/key {MISSING}"),
         ("key = 17", 3, "key: should be a valid string"),
         ('wake_address = "pc.lan"', 3, f"wake_address: {BROADCAST}, but is 'pc.lan'"),
         ("wake_address = 1", 3, "wake_address: should be a valid string, but is 1"),

@@ -370,6 +370,30 @@ def test_a_credential_comes_last_before_the_default(tmp_path: Path) -> None:
     assert secret(load(**environ)) is None
 
 
+def test_a_named_file_out_of_reach_is_the_credential_of_its_name(tmp_path: Path) -> None:
+    """The service's user cannot read what belongs to root; systemd hands it over."""
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    for name in ("mqtt_password", "mqtt_key"):
+        (folder / name).write_text("handed over\n")
+    (tmp_path / "mqtt_cert").touch()
+    environ = {
+        "CREDENTIALS_DIRECTORY": str(folder),
+        "MQTT_USERNAME": "u",
+        "MQTT_TLS": "1",
+        "MQTT_CERT_FILE": "mqtt_cert",
+    }
+    for key in ("mqtt_key", "/root-only/mqtt_key"):
+        loaded = load(**environ, MQTT_KEY_FILE=key, MQTT_PASSWORD_FILE="/root-only/mqtt_password")
+        assert loaded.settings.mqtt_key_file == str(folder / "mqtt_key")
+        assert loaded.settings.mqtt_cert_file == "mqtt_cert"
+        assert secret(loaded) == "handed over"
+    (tmp_path / "mqtt_key").touch()
+    assert load(**environ, MQTT_KEY_FILE="mqtt_key").settings.mqtt_key_file == "mqtt_key", "what can be read is meant"
+    (problem,) = problems(**environ, MQTT_KEY_FILE="/root-only/other")
+    assert problem.startswith("MQTT_KEY_FILE: /root-only/other is not a file that can be read")
+
+
 def test_the_older_name_of_the_cloud_key_is_known(tmp_path: Path) -> None:
     assert secret(load(OLLAMA_CLOUD_API_KEY="old"), "ollama_api_key") == "old"
     assert secret(load(OLLAMA_CLOUD_API_KEY="old", OLLAMA_API_KEY="new"), "ollama_api_key") == "new"
