@@ -42,6 +42,8 @@ while (($#)); do
     shift
 done
 [[ -z $purge || $action == uninstall ]] || { usage >&2; exit 2; }
+[[ -e $source ]] || die "--source: there is no file or folder $source"
+source=$(realpath -- "$source") # a bare name would be a package of that name in pip's index
 if [[ -n $root ]]; then
     mkdir -p -- "$root"
     root=$(cd -- "$root" && pwd)

@@ -16,7 +16,7 @@ PROGRAM = "opt/piagent"
 pytestmark = pytest.mark.skipif(shutil.which("mosquitto_passwd") is None, reason="mosquitto is not installed")
 
 
-def call(*arguments: str | Path, fails: bool = False) -> str:
+def call(*arguments: str | Path, fails: bool = False, cwd: Path = ROOT) -> str:
     result = subprocess.run(
         ["bash", INSTALL, *arguments],
         capture_output=True,
@@ -24,6 +24,7 @@ def call(*arguments: str | Path, fails: bool = False) -> str:
         timeout=600,
         check=False,
         stdin=subprocess.DEVNULL,
+        cwd=cwd,
     )
     assert (result.returncode != 0) is fails, result.stdout + result.stderr
     return result.stdout + result.stderr
@@ -44,6 +45,26 @@ def tree(root: Path) -> dict[str, tuple[str, str]]:
                 )
                 found[inside] = (oct(path.lstat().st_mode & 0o777), content)
     return found
+
+
+class Pip:
+    """Stands in the place of the virtual environment below `root` and writes down what it is told to install."""
+
+    def __init__(self, root: Path) -> None:
+        self.log = root / "pip.log"
+        programs = root / PROGRAM / "bin"
+        programs.mkdir(parents=True)
+        for name, does in (("python", "true"), ("pip", f'echo "$*" >>{self.log}')):
+            (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+            (programs / name).chmod(0o755)
+
+    def calls(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def pip(tmp_path: Path) -> Pip:
+    return Pip(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +141,19 @@ def test_a_program_that_cannot_be_installed_leaves_no_half_of_a_service(tmp_path
     source.mkdir()
     call("--with-mosquitto", "--source", source, "--root", tmp_path / "root", fails=True)
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["opt"]
+
+
+def test_a_source_that_is_not_there_is_not_looked_for_on_the_internet(tmp_path: Path, pip: Pip) -> None:
+    said = call("--source", "piagent-of-somebody", "--root", tmp_path, fails=True)
+    assert "there is no file or folder piagent-of-somebody" in said
+    assert pip.calls() == []
+
+
+def test_a_source_without_a_slash_is_a_folder_here(tmp_path: Path, pip: Pip) -> None:
+    (tmp_path / "checkout").mkdir()
+    call("--source", "checkout", "--root", tmp_path, cwd=tmp_path)
+    (installed,) = pip.calls()
+    assert installed.endswith(f" {tmp_path}/checkout[wyoming]")
 
 
 def test_a_broker_that_is_configured_already_is_left_as_it_is(tmp_path: Path) -> None:
