@@ -114,36 +114,76 @@ refuse_foreign_broker() { # two listeners or two password files in one broker co
     fi
 }
 
+broker_user() { # the name that the service logs in with, as its environment file says; the last line wins there
+    [[ -e $etc/piagent.env ]] || return 0
+    sed -nE 's/^[[:space:]]*(PIAGENT_)?MQTT_USERNAME[[:space:]]*=//p' "$etc/piagent.env" | tail -n 1 |
+        sed -E "s/^[[:space:]]*//; s/[[:space:]]*$//; s/^([\"'])(.*)\\1$/\\2/"
+}
+
+password_file() { # USER: where the password is that the service and the people read
+    if [[ $1 == homeassistant ]]; then printf '%s' "$etc/homeassistant_password"; else printf '%s' "$etc/mqtt_password"; fi
+}
+
+refuse_impossible_login() { # what a line NAME:PASSWORD cannot hold
+    local file password user
+    user=$(broker_user)
+    [[ ${user:-piagent} =~ ^[A-Za-z0-9_.@-]+$ && $user != homeassistant ]] ||
+        die "MQTT_USERNAME in $etc/piagent.env should be a name of its own of letters, digits and _ . @ -, but is $user"
+    for file in "$etc/mqtt_password" "$etc/homeassistant_password"; do
+        [[ -s $file ]] || continue
+        password=$(<"$file")
+        if [[ $password == *[:$'\n']* || $password == [[:blank:]]* || $password == *[[:blank:]] ]]; then
+            die "the password in $file should be one line, without a colon and blanks around it: mosquitto would cut it"
+        fi
+    done
+}
+
+write_logins() { # USER...: those that the broker does not know yet, or whose password file is newer than its own
+    local user password logins=$broker/piagent.passwd new=$etc/.new
+    : >"$new"
+    for user; do
+        password=$(password_file "$user")
+        [[ -s $password ]] || random_password >"$password"
+        if [[ $password -nt $logins ]] || ! cut -d: -f1 "$logins" | grep -xF -- "$user" >/dev/null; then
+            printf '%s:%s\n' "$user" "$(<"$password")" >>"$new"
+        fi
+    done
+    if [[ -s $new ]]; then
+        mosquitto_passwd -U "$new" # from a file: an argument could be read in the list of processes
+        if [[ -e $logins ]]; then awk -F: 'NR == FNR { made[$1]; next } !($1 in made)' "$new" "$logins" >>"$new.all"; fi
+        cat "$new" >>"$new.all"
+        cat "$new.all" >"$logins" # in place: its owner and mode stay
+    fi
+    rm -f "$new" "$new.all"
+}
+
 install_broker() {
-    local password user
+    local rules=$broker/piagent.acl user
     if ! command -v mosquitto >/dev/null || ! command -v mosquitto_passwd >/dev/null; then
         need_packages mosquitto mosquitto-clients
+    fi
+    user=$(broker_user)
+    if [[ -z $user ]]; then
+        user=piagent
+        sed -i 's/^#MQTT_USERNAME=.*/MQTT_USERNAME=piagent/' "$etc/piagent.env"
+        [[ $(broker_user) == "$user" ]] || printf '\nMQTT_USERNAME=%s\n' "$user" >>"$etc/piagent.env"
     fi
     install -d -m 0755 -- "$broker"
     (
         umask 077
-        for user in piagent homeassistant; do
-            password=$etc/${user}_password
-            [[ $user == piagent ]] && password=$etc/mqtt_password
-            if [[ ! -s $password ]]; then
-                random_password >"$password"
-                if [[ -e $broker/piagent.passwd ]]; then sed -i "/^$user:/d" "$broker/piagent.passwd"; fi # the old one
-            fi
-            if ! grep -qs "^$user:" "$broker/piagent.passwd"; then
-                printf '%s:%s\n' "$user" "$(cat "$password")" >"$etc/.new"
-                mosquitto_passwd -U "$etc/.new" # from a file: an argument could be read in the list of processes
-                cat "$etc/.new" >>"$broker/piagent.passwd"
-                rm -f "$etc/.new"
-            fi
-        done
+        write_logins "$user" homeassistant
     )
     if [[ -z $root ]]; then
         chown root:mosquitto "$broker/piagent.passwd" # the broker reads it again, as its own user, on SIGHUP
         chmod 0640 "$broker/piagent.passwd"
     fi
     install -D -m 0644 -- "$here/mosquitto/piagent.conf" "$broker/conf.d/piagent.conf"
-    keep_or_copy "$here/mosquitto/piagent.acl" "$broker/piagent.acl" 0644
-    sed -i 's/^#MQTT_USERNAME=.*/MQTT_USERNAME=piagent/' "$etc/piagent.env"
+    if [[ ! -e $rules ]]; then
+        keep_or_copy "$here/mosquitto/piagent.acl" "$rules" 0644
+        sed -i "s/^user piagent$/user $user/" "$rules"
+    elif ! grep -qxF -- "user $user" "$rules"; then
+        say "$rules has no rules for $user: write \`user $user\` in place of \`user piagent\` there" >&2
+    fi
     service enable -q mosquitto.service
     service restart mosquitto.service
     say "the broker asks for a password; Home Assistant's (user homeassistant) is in $etc/homeassistant_password"
@@ -174,7 +214,10 @@ if [[ $action == uninstall ]]; then
     uninstall
     exit 0
 fi
-if [[ -n $with_mosquitto ]]; then refuse_foreign_broker; fi
+if [[ -n $with_mosquitto ]]; then
+    refuse_foreign_broker
+    refuse_impossible_login
+fi
 install_program
 install_settings
 if [[ -n $with_mosquitto ]]; then install_broker; fi

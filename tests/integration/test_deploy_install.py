@@ -1,5 +1,6 @@
 """deploy/install.sh on a folder of its own: twice, changed by hand, removed, purged."""
 
+import base64
 import hashlib
 import os
 import shutil
@@ -134,6 +135,92 @@ def test_installing_twice_changes_nothing_and_uninstalling_leaves_only_data(tmp_
     call("uninstall", "--purge", "--root", root)
     assert tree(root) == {}
     call("uninstall", "--purge", "--root", root)  # once more is fine
+
+
+def logins(root: Path) -> dict[str, str]:
+    lines = (root / "etc/mosquitto/piagent.passwd").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    assert len(found) == len(lines)
+    return found
+
+
+def takes(login: str, password: str) -> bool:
+    """Tell whether mosquitto lets one in with that password."""
+    _, kind, rounds, salt, digest = login.split("$")
+    assert kind == "7", "PBKDF2 with SHA-512"
+    made = hashlib.pbkdf2_hmac("sha512", password.encode(), base64.b64decode(salt), int(rounds))
+    return made == base64.b64decode(digest)
+
+
+@pytest.mark.usefixtures("pip")
+def test_the_broker_knows_the_name_that_is_in_force(tmp_path: Path) -> None:
+    settings = tmp_path / "etc/piagent/piagent.env"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('MQTT_USERNAME=alice\n MQTT_USERNAME = "bob" \n#MQTT_USERNAME=carol\n')
+    call("--with-mosquitto", "--root", tmp_path)
+    assert settings.read_text().endswith("#MQTT_USERNAME=carol\n"), "nothing is added"
+    made = logins(tmp_path)
+    assert made.keys() == {"bob", "homeassistant"}
+    assert takes(made["bob"], (tmp_path / "etc/piagent/mqtt_password").read_text())
+    rules = (tmp_path / "etc/mosquitto/piagent.acl").read_text()
+    assert "\nuser bob\ntopic readwrite piagent/#\n" in rules
+    assert "\nuser piagent\n" not in rules
+
+    settings.write_text("MQTT_USERNAME=dora\n")
+    assert "piagent.acl has no rules for dora" in call("--with-mosquitto", "--root", tmp_path)
+    assert logins(tmp_path).keys() == {"bob", "homeassistant", "dora"}
+
+
+@pytest.mark.usefixtures("pip")
+@pytest.mark.parametrize("text", ["", "MAX_TOKENS=99", "#MQTT_USERNAME=carol\nMQTT_USERNAME=\n"])
+def test_without_a_name_in_force_it_is_piagent(tmp_path: Path, text: str) -> None:
+    settings = tmp_path / "etc/piagent/piagent.env"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(text)
+    call("--with-mosquitto", "--root", tmp_path)
+    assert settings.read_text().splitlines()[-1] == "MQTT_USERNAME=piagent"
+    assert ("MAX_TOKENS=99" in settings.read_text().splitlines()) is ("MAX_TOKENS=99" in text)
+    assert logins(tmp_path).keys() == {"piagent", "homeassistant"}
+
+
+@pytest.mark.usefixtures("pip")
+def test_a_changed_password_reaches_the_broker_and_other_users_stay(tmp_path: Path) -> None:
+    call("--with-mosquitto", "--root", tmp_path)
+    file = tmp_path / "etc/mosquitto/piagent.passwd"
+    file.write_text(f"{file.read_text()}kitchen:$7$own\n")
+    before = logins(tmp_path)
+    for name in ("mqtt_password", "homeassistant_password"):
+        (tmp_path / "etc/piagent" / name).write_text(f"new {name}\n")
+        os.utime(tmp_path / "etc/piagent" / name, (now := file.stat().st_mtime + 1, now))
+    call("--with-mosquitto", "--root", tmp_path)
+    after = logins(tmp_path)
+    assert takes(after["piagent"], "new mqtt_password")
+    assert takes(after["homeassistant"], "new homeassistant_password")
+    assert after["kitchen"] == before["kitchen"]
+    assert [path.name for path in (tmp_path / "etc/piagent").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.usefixtures("pip")
+@pytest.mark.parametrize("password", ["pass:word", "two\nlines", " before", "after "])
+def test_a_password_that_mosquitto_would_cut_is_refused_before_anything_is_done(tmp_path: Path, password: str) -> None:
+    secret = tmp_path / "etc/piagent/mqtt_password"
+    secret.parent.mkdir(parents=True)
+    secret.write_text(password)
+    before = tree(tmp_path)
+    said = call("--with-mosquitto", "--root", tmp_path, fails=True)
+    assert f"{secret} should be one line" in said
+    assert password not in said
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.usefixtures("pip")
+@pytest.mark.parametrize("name", ["homeassistant", "a:b", "a b", "a/b"])
+def test_a_name_that_the_broker_cannot_give_the_daemon_is_refused(tmp_path: Path, name: str) -> None:
+    settings = tmp_path / "etc/piagent/piagent.env"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"MQTT_USERNAME={name}\n")
+    assert "MQTT_USERNAME" in call("--with-mosquitto", "--root", tmp_path, fails=True)
+    assert not (tmp_path / "etc/mosquitto").exists()
 
 
 def test_a_program_that_cannot_be_installed_leaves_no_half_of_a_service(tmp_path: Path) -> None:
