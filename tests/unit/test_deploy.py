@@ -156,39 +156,86 @@ def test_scripts_that_people_call_can_be_called(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
 
 
-def test_the_command_line_takes_the_settings_of_the_service(tmp_path: Path) -> None:
-    """`piagent.sh`, with its two folders moved and a program that prints its environment."""
+def command_line(tmp_path: Path, settings: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`piagent.sh ask "a b"`, with its two folders moved and a program that prints its environment."""
     etc, opt = tmp_path / "etc", tmp_path / "opt"
-    (opt / "bin").mkdir(parents=True)
-    etc.mkdir()
-    (etc / "piagent.env").write_text(
-        "# a comment = no setting\n\nCTX_TOKENS=2048\nLOG_LEVEL='debug'\nX=a b=\"c\" $HOME\n"
-        "MQTT_USERNAME=c2VjcmV0MQ=\nOLLAMA_HOST='http://a/?b=='\nNOTHING\nEMPTY=\n"
-    )
-    (etc / "mqtt_password").write_text("secret\n")
+    for folder in (etc, opt / "bin"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (etc / "piagent.env").write_text(settings)
     program = opt / "bin/piagent"
     program.write_text('#!/bin/sh\nenv\necho "ARGUMENTS=$*"\n')
     program.chmod(0o755)
     script = (DEPLOY / "systemd/piagent.sh").read_text()
     script = script.replace("/etc/piagent", str(etc)).replace("/opt/piagent", str(opt))
-    result = subprocess.run(
+    return subprocess.run(
         ["sh", "-c", script, "piagent", "ask", "a b"],
-        env={"PATH": os.environ["PATH"], "LOG_LEVEL": "error"},
+        env={"PATH": os.environ["PATH"], **environ},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    seen = dict(line.split("=", 1) for line in result.stdout.splitlines())
+
+
+def seen_by_the_program(tmp_path: Path, settings: str, **environ: str) -> dict[str, str]:
+    result = command_line(tmp_path, settings, **environ)
+    assert (result.returncode, result.stderr) == (0, "")
+    return dict(line.split("=", 1) for line in result.stdout.splitlines())
+
+
+def test_the_command_line_takes_the_settings_of_the_service(tmp_path: Path) -> None:
+    """What each line means was seen in systemd 252."""
+    seen = seen_by_the_program(
+        tmp_path,
+        "# a comment = no setting\n; another = none\n\nCTX_TOKENS=2048\nLOG_LEVEL='debug'\nX=a b=\"c\" $HOME # d\n"
+        "MQTT_USERNAME=c2VjcmV0MQ=\nOLLAMA_HOST='http://a/?b=='\nNOTHING\nEMPTY=\nMQTT_HOST=first\n"
+        '\t MQTT_HOST = "the last"  \nBACKSLASH=\'a\\b\'\n1X=no name\nexport Y=no name\nRETURN=a\r\nQUOTED=""\n',
+        LOG_LEVEL="error",
+    )
     assert seen["CTX_TOKENS"] == "2048"
     assert seen["LOG_LEVEL"] == "error", "what the environment has, wins"
-    assert seen["X"] == 'a b="c" $HOME', "a value is text, never run"
+    assert seen["X"] == 'a b="c" $HOME # d', "a value is text, never run"
     assert seen["MQTT_USERNAME"] == "c2VjcmV0MQ="
     assert seen["OLLAMA_HOST"] == "http://a/?b=="
-    assert "NOTHING" not in seen
-    assert seen["EMPTY"] == ""
-    assert seen["MQTT_PASSWORD_FILE"] == str(etc / "mqtt_password")
-    assert "OLLAMA_API_KEY_FILE" not in seen
+    assert seen["MQTT_HOST"] == "the last"
+    assert seen["BACKSLASH"] == "a\\b"
+    assert seen["RETURN"] == "a"
+    assert seen["EMPTY"] == seen["QUOTED"] == ""
+    assert seen.keys().isdisjoint({"NOTHING", "1X", "Y", "export Y"})
     assert seen["ARGUMENTS"] == "ask a b"
+
+
+@pytest.mark.parametrize(
+    "line", ["X=a\\", "X=a\\b", 'X="a\\"b"', 'X="a', "X='a'b", 'X="a" "b"', "# goes on \\"], ids=lambda line: line
+)
+def test_the_command_line_does_not_guess_what_a_line_means(tmp_path: Path, line: str) -> None:
+    result = command_line(tmp_path, f"# first\n{line}\nMQTT_HOST=elsewhere\n")
+    assert (result.returncode, result.stdout) == (78, "")
+    assert f"{tmp_path}/etc/piagent.env:2: only systemd can read this" in result.stderr
+
+
+def test_the_command_line_gets_the_secrets_as_the_service_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As credentials, which come after piagent.toml."""
+    monkeypatch.chdir(tmp_path)
+    seen = seen_by_the_program(tmp_path, "MQTT_USERNAME=piagent\n")
+    assert seen["CREDENTIALS_DIRECTORY"] == str(tmp_path / "etc")
+    assert [name for name in seen if name.endswith("_FILE")] == []
+    (tmp_path / "etc/mqtt_password").write_text("credential\n")
+    password = load_settings(environ=seen).settings.mqtt_password
+    assert password is not None
+    assert password.get_secret_value() == "credential"
+    Path("piagent.toml").write_text('mqtt_password = "toml"\n')
+    password = load_settings(environ=seen).settings.mqtt_password
+    assert password is not None
+    assert password.get_secret_value() == "toml"
+    assert seen_by_the_program(tmp_path, "", CREDENTIALS_DIRECTORY="/own")["CREDENTIALS_DIRECTORY"] == "/own"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", sorted(secrets))
+def test_the_command_line_goes_without_secrets_that_it_may_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / name).touch(mode=0)
+    assert "CREDENTIALS_DIRECTORY" not in seen_by_the_program(tmp_path, "")
 
 
 # ---------------------------------------------------------------------------------------------------------- docker
