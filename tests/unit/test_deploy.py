@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from piagent_daemon.provider_tables import ProviderTable
 from piagent_daemon.providers.config import place
 from piagent_daemon.settings import Settings, load_settings, secrets
 
@@ -91,6 +92,12 @@ def test_every_secret_is_a_credential_whose_absence_does_not_stop_the_start() ->
     names = {*secrets, "mqtt_key"}
     assert set(service["LoadCredential"]) == {f"{name}:/etc/piagent/{name}" for name in names}
     assert set(service["SetCredential"]) == {f"{name}:\\n" for name in names}
+
+
+def test_a_magic_packet_may_leave_the_unit() -> None:
+    allowed = " ".join(unit_settings("Service")["IPAddressAllow"]).split()
+    address, _, _ = str(ProviderTable.model_fields["wake_address"].default).partition(":")
+    assert address in allowed
 
 
 # ----------------------------------------------------------------------------------------------------- environment
