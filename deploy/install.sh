@@ -196,6 +196,7 @@ uninstall() {
     fi
     rm -f -- "$unit" "$command"
     rm -rf -- "$opt"
+    if [[ -n $purge ]]; then rm -rf -- "$unit.d"; fi # what `systemctl edit piagent` wrote
     service daemon-reload
     if [[ -n $purge ]]; then
         # The dynamic user's state lies in private/, with a link to it.

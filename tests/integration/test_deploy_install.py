@@ -127,13 +127,18 @@ def test_installing_twice_changes_nothing_and_uninstalling_leaves_only_data(tmp_
     memory = root / "var/lib/piagent/memory.db"
     memory.parent.mkdir(parents=True)
     memory.write_text("conversations")
+    own = root / "etc/systemd/system/piagent.service.d/override.conf"  # `systemctl edit piagent`
+    own.parent.mkdir()
+    own.write_text("[Service]\nIPAddressAllow=any\n")
     call("uninstall", "--root", root)
-    assert {path.split("/")[1] for path in tree(root)} == {"mosquitto", "piagent", "lib"}
+    assert {path.split("/")[1] for path in tree(root)} == {"mosquitto", "piagent", "lib", "systemd"}
+    assert own.exists()
     assert not (root / PROGRAM).exists()
     assert memory.exists()
 
     call("uninstall", "--purge", "--root", root)
     assert tree(root) == {}
+    assert not own.parent.exists()
     call("uninstall", "--purge", "--root", root)  # once more is fine
 
 
