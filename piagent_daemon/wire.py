@@ -123,7 +123,7 @@ def check_image(image: str, name: str, limit: int) -> None:
     images.inspect(data, name)
 
 
-def _object_in(payload: bytes) -> dict[str, Any]:
+def object_in(payload: bytes) -> dict[str, Any]:
     """Return the object in a payload, if it is one that can be written again: no half characters, no endless depth."""
     try:
         value = from_json(payload.removeprefix(BOM_UTF8), allow_inf_nan=False)
@@ -134,19 +134,19 @@ def _object_in(payload: bytes) -> dict[str, Any]:
 
 def request_id_in(payload: bytes) -> str | None:
     """Return the id that a request names even though it is refused, so that its sender knows which one it was."""
-    found = _object_in(payload).get("id")
+    found = object_in(payload).get("id")
     return found if isinstance(found, str) and 0 < len(found) <= 128 and is_sendable(found) else None
 
 
 def conversation_id_in(payload: bytes) -> str | None:
     """Return the conversation of a request that is refused, if its answer can go there."""
-    found = _object_in(payload).get("conversation_id")
+    found = object_in(payload).get("conversation_id")
     return found if isinstance(found, str) and is_conversation_id(found) else None
 
 
 def metadata_in(payload: bytes) -> dict[str, Any]:
     """Return the metadata of a request that is refused."""
-    found = _object_in(payload).get("metadata")
+    found = object_in(payload).get("metadata")
     return found if isinstance(found, dict) else {}
 
 
@@ -159,7 +159,7 @@ def is_own_event(payload: bytes) -> bool:
     """Tell whether a payload is one of our own events, copied back by a flow."""
     if b'"request_id"' not in payload or b'"seq"' not in payload:
         return False
-    value = _object_in(payload)
+    value = object_in(payload)
     kind = value.get("type")
     return value.keys() >= _EVENT_KEYS and isinstance(kind, str) and kind in _EVENT_TYPES
 

@@ -11,6 +11,7 @@ from piagent_daemon.doors.mqtt_client import MqttClient, Received
 from piagent_daemon.errors import DoorError
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import Topics
+from piagent_daemon.wire import object_in
 
 Event = dict[str, Any]
 """One event as it came: a newer daemon may add fields, so it is not held against the models."""
@@ -88,9 +89,9 @@ class Line:
             self._read(message)
 
     def _read(self, message: Received) -> Event | None:
-        found = _object_in(message)
+        found = object_in(message.payload)
         if message.topic == self._out:
-            return found
+            return found or None
         if message.topic == self._topics.health:
             self._health = str(found.get("status")) if found else None
         elif found:
@@ -166,11 +167,3 @@ class Answer:
         self._seen = (attempt, seq)
         self._doubt = math.inf
         return True
-
-
-def _object_in(message: Received) -> Event | None:
-    try:
-        value = json.loads(message.payload)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

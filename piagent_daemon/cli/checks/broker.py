@@ -11,6 +11,7 @@ from piagent_daemon.doors.mqtt_client import MqttClient, Received, Refused
 from piagent_daemon.errors import DoorError
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import Topics
+from piagent_daemon.wire import object_in
 
 ECHO_WAIT_S: Final = 2.0
 _DAEMON_WAIT_S: Final = 3.0
@@ -86,9 +87,9 @@ class _Heard:
 
     def _note(self, message: Received) -> None:
         if message.topic == self.topics.health:
-            self.health = _object_in(message.payload)
+            self.health = object_in(message.payload)
         elif message.topic == self.topics.response("health"):
-            self.answered |= _object_in(message.payload).get("transaction") == self.nonce
+            self.answered |= object_in(message.payload).get("transaction") == self.nonce
         elif self.nonce in message.topic or self.nonce.encode() in message.payload:
             self.echoes.add(message.topic)
 
@@ -148,11 +149,3 @@ def _daemon(heard: _Heard) -> Finding:
         reasons = ", ".join(map(str, health.get("reasons") or ["no reason given"]))
         return Finding("daemon", "fail", f"degraded: {reasons}", why or "Look at its log: `journalctl -u piagent`.")
     return Finding("daemon", "ok", f"version {health.get('version')} answers")
-
-
-def _object_in(payload: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
