@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
@@ -22,12 +21,11 @@ from piagent_daemon.contract import (
 )
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.ports import Clock, ConversationStore
+from piagent_daemon.recent import RecentSpeed
 from piagent_daemon.values import DoorState
 
 log = logging.getLogger("piagent.health")
 
-RECENT: Final = 20
-"""Answers that the medians of speed rest on."""
 OVERLOAD_S: Final = 30.0
 LOOP_S: Final = 60.0
 
@@ -40,8 +38,7 @@ class Tally:
         self.on_reason: Callable[[], None] | None = None
         self._clock = clock
         self._totals = dict.fromkeys(Totals.model_fields, 0)
-        self._first_token_s: deque[float] = deque(maxlen=RECENT)
-        self._tokens_per_s: deque[float] = deque(maxlen=RECENT)
+        self._speed = RecentSpeed()
         self._passing: dict[str, float] = {}
 
     def request(self) -> None:
@@ -77,9 +74,7 @@ class Tally:
         self._totals["prompt_tokens"] += event.usage.prompt_tokens
         self._totals["completion_tokens"] += event.usage.completion_tokens
         if event.finish_reason != "cancelled" and not event.cached:
-            self._first_token_s.append(event.timing.first_token_s)
-            if event.timing.tokens_per_s:
-                self._tokens_per_s.append(event.timing.tokens_per_s)
+            self._speed.note(event.timing.first_token_s, event.timing.tokens_per_s)
 
     @property
     def totals(self) -> Totals:
@@ -87,7 +82,7 @@ class Tally:
 
     @property
     def speed(self) -> Speed:
-        return Speed(first_token_s=_median(self._first_token_s), tokens_per_s=_median(self._tokens_per_s))
+        return self._speed.medians
 
     @property
     def reasons(self) -> list[str]:
@@ -149,7 +144,3 @@ def rss_mb() -> float:
     except (OSError, ValueError, IndexError):
         return 0.0
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1048576, 1)
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return round(sorted(values)[len(values) // 2], 3) if values else None

@@ -1,14 +1,15 @@
 """One provider as a rung of the ladder: how it stands, until when it rests, and what it has done."""
 
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from piagent_daemon.backoff import full_jitter
 from piagent_daemon.cache import AnswerCache
-from piagent_daemon.contract import ProviderUse, Speed
+from piagent_daemon.contract import ProviderUse
 from piagent_daemon.errors import ProviderError, ProviderUnavailable
 from piagent_daemon.ports import Clock, Provider
+from piagent_daemon.recent import RecentSpeed
 from piagent_daemon.values import Finish, ProviderState
 
 REST_FACTOR: Final = 20.0
@@ -19,7 +20,6 @@ WAKES_S: Final = 120.0
 WAKE_AGAIN_S: Final = 30.0
 WAKE_LOOK_S: Final = 3.0
 """How long the rung of a machine that wakes up rests after each look."""
-RECENT: Final = 20
 
 
 class Rung:
@@ -60,8 +60,7 @@ class Rung:
         self._requests = 0
         self._cooldowns = 0
         self._errors: Counter[str] = Counter()
-        self._first_token_s: deque[float] = deque(maxlen=RECENT)
-        self._tokens_per_s: deque[float] = deque(maxlen=RECENT)
+        self._speed = RecentSpeed()
 
     # ------------------------------------------------------------------------------------------------------- standing
 
@@ -140,10 +139,8 @@ class Rung:
         if finish.cached:
             return
         self._failures, self.rest_until, self._woken_at = 0, 0.0, -WAKES_S
-        self._first_token_s.append(first_token_s)
         tokens, seconds = finish.usage.completion_tokens, finish.generate_s or generate_s
-        if tokens and seconds > 0:
-            self._tokens_per_s.append(tokens / seconds)
+        self._speed.note(first_token_s, tokens / seconds if seconds > 0 else 0.0)
 
     def use(self, model: str) -> ProviderUse:
         """Return how it stands and what it has done; `model` is the one that it is asked for."""
@@ -159,9 +156,5 @@ class Rung:
             errors=dict(self._errors),
             retries=self.retries,
             cooldowns=self._cooldowns,
-            speed=Speed(first_token_s=_median(self._first_token_s), tokens_per_s=_median(self._tokens_per_s)),
+            speed=self._speed.medians,
         )
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return round(sorted(values)[len(values) // 2], 3) if values else None

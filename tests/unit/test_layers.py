@@ -46,6 +46,7 @@ LAYERS = (
         "spoken",
         "admission",
         "pace",
+        "recent",
         "rung",
         "routing",
         "failures",
