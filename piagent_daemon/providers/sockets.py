@@ -84,8 +84,12 @@ class TcpBackend(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectTimeout(str(error)) from error
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
-        for option in socket_options or ():
-            transport.get_extra_info("socket").setsockopt(*option)
+        try:
+            for option in socket_options or ():
+                transport.get_extra_info("socket").setsockopt(*option)
+        except OSError as error:
+            transport.abort()
+            raise httpcore.ConnectError(str(error)) from error
         return stream
 
     async def sleep(self, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """Kept connections and the plain TCP backend under httpx, against real sockets."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -97,6 +98,21 @@ async def test_what_goes_wrong_is_told_in_httpx_words() -> None:
         async with server(reset) as port:
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
                 await http.get(f"http://127.0.0.1:{port}/")
+
+
+async def test_an_option_that_the_machine_refuses_fails_the_connection_and_leaves_none() -> None:
+    ended = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read()
+        finally:
+            ended.set()
+
+    async with server(handler) as port, asyncio.timeout(5):
+        with pytest.raises(httpcore.ConnectError):
+            await TcpBackend().connect_tcp("127.0.0.1", port, socket_options=[(socket.SOL_SOCKET, 9999, 1)])
+        await ended.wait()
 
 
 async def test_waiting_is_bounded() -> None:
