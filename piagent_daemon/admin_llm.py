@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -16,7 +17,9 @@ from piagent_daemon.contract import Chunk, File, Noun, Options, Request, Status
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import InvalidRequest
 from piagent_daemon.model_names import ModelName
+from piagent_daemon.settings import Settings
 from piagent_daemon.values import Message
+from piagent_daemon.waiting import in_thread
 
 MAX_INPUTS: Final = 256
 """Texts in one request for embeddings."""
@@ -72,12 +75,20 @@ async def vision(parts: Parts, params: Vision) -> AsyncGenerator[Any, None]:
     if params.image_path is None and not params.images:
         raise InvalidRequest("Bad parameters for llm/vision: image_path: null is no image.")
     if params.image_path is not None:
-        settings = parts.config.settings
-        image = await asyncio.to_thread(files.picture, params.image_path, settings.files_dir, settings.max_image_bytes)
+        image = await _picture(params.image_path, parts.config.settings)
         params = params.model_copy(update={"images": [image, *params.images]})
     async with aclosing(_answer(parts, params, {"image_analyzed": params.image_path or "images.0"})) as steps:
         async for step in steps:
             yield step
+
+
+async def _picture(path: str, settings: Settings) -> str:
+    read = partial(files.picture, path, settings.files_dir, settings.max_image_bytes)
+    try:
+        async with asyncio.timeout(settings.total_timeout_s):
+            return await in_thread(read, "read-files")
+    except TimeoutError:
+        raise files.late(settings.total_timeout_s) from None
 
 
 @takes(Embed)

@@ -83,7 +83,7 @@ class Errand:
 
         async def work(job: Job) -> AsyncGenerator[Event, None]:
             task = asyncio.get_running_loop().create_task(patiently(), name=f"errand {job.request_id}")
-            job.attach(lambda: _cancel(task))
+            job.attach(task.cancel)
             try:
                 done, _ = await asyncio.wait([task], timeout=settings.total_timeout_s)
                 if not done:
@@ -126,10 +126,6 @@ class Errand:
 
     def abandon(self) -> None:
         """Nothing, as with `drop`."""
-
-
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
 
 
 def _stopped(job: Job) -> PiagentError:

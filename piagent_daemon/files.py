@@ -9,7 +9,7 @@ from typing import Final
 
 from piagent_daemon import images
 from piagent_daemon.contract import File, Request
-from piagent_daemon.errors import InvalidRequest
+from piagent_daemon.errors import InvalidRequest, ProviderTimeout
 
 MAX_FILE_BYTES: Final = 256 * 1024
 MAX_FILES: Final = 16
@@ -49,6 +49,11 @@ def inline(request: Request, files_dir: str | None, max_image_bytes: int, max_by
 def picture(path: str, files_dir: str | None, max_image_bytes: int) -> str:
     """Return an image below FILES_DIR as base64; blocks on the disk. Raises InvalidRequest, also for what is none."""
     return _image(read(path, files_dir, max_image_bytes), path, max_image_bytes)
+
+
+def late(seconds: float) -> ProviderTimeout:
+    """Return why a request has no answer whose files did not come in time, as on a network share that is away."""
+    return ProviderTimeout(f"The files below FILES_DIR could not be read within {seconds:g} seconds.")
 
 
 def _image(data: bytes, path: str, max_image_bytes: int) -> str:

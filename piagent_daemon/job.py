@@ -78,7 +78,7 @@ class Job:
     """The agent's filler was said while it waited."""
     alarms: list[asyncio.TimerHandle] = field(default_factory=list, repr=False)
     """Ring while it waits: when it has waited too long, and when the filler is due."""
-    _close: Callable[[], None] | None = field(default=None, repr=False)
+    _close: Callable[[], object] | None = field(default=None, repr=False)
 
     @property
     def stream(self) -> bool | Sentences | None:
@@ -108,7 +108,7 @@ class Job:
             alarm.cancel()
         self.alarms.clear()
 
-    def attach(self, close: Callable[[], None]) -> None:
+    def attach(self, close: Callable[[], object]) -> None:
         """Name what has to be closed when this job is stopped."""
         self._close = close
         if self.stopped:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from piagent_daemon import ending, files, fitting, prompt, window
@@ -26,6 +27,7 @@ from piagent_daemon.ports import Clock, ConversationStore
 from piagent_daemon.settings import Settings
 from piagent_daemon.speech import expects_reply
 from piagent_daemon.values import Conversation, Finish, Outcome, Turn
+from piagent_daemon.waiting import in_thread
 from piagent_daemon.window import Ledger
 
 if TYPE_CHECKING:
@@ -80,12 +82,10 @@ class Assistant:
             job.partial = run.partial()
 
     async def _events(self, job: Job, run: Run) -> AsyncGenerator[Event, None]:
-        settings = self._config.settings
         conversation = await self._conversation(job)
         run.epoch = conversation.epoch
         if any(file.path for file in job.request.files):
-            limits = settings.max_image_bytes, settings.max_payload_bytes
-            job.request = await asyncio.to_thread(files.inline, job.request, settings.files_dir, *limits)
+            await self._read_files(job, run)
         facts = self._facts(job)
         call = Call("" if job.alone else job.conversation_id, job.agent.provider, job.model)
         most = None
@@ -130,6 +130,26 @@ class Assistant:
             return Conversation()
         found = await self._store.load(job.conversation_id)
         return found if self._config.settings.enable_memory else Conversation(epoch=found.epoch)
+
+    async def _read_files(self, job: Job, run: Run) -> None:
+        """Read the files that a request names; a share that is away holds neither its time nor its cancel up.
+
+        Raises ProviderTimeout, or what `files.inline` raises.
+        """
+        settings = self._config.settings
+        limits = settings.max_image_bytes, settings.max_payload_bytes
+        read = partial(files.inline, job.request, settings.files_dir, *limits)
+        loop = asyncio.get_running_loop()
+        reading = loop.create_task(in_thread(read, "read-files"), name="read files")
+        job.attach(reading.cancel)
+        try:
+            await asyncio.wait([reading], timeout=run.started + settings.total_timeout_s - loop.time())
+            if not reading.done():
+                raise files.late(settings.total_timeout_s)
+            if not reading.cancelled():
+                job.request = reading.result()
+        finally:
+            reading.cancel()
 
     def _facts(self, job: Job) -> str:
         if job.messages is not None:

@@ -1,8 +1,12 @@
 """Waiting for something, but not for ever."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+import threading
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def woken(event: asyncio.Event, seconds: float) -> bool:
@@ -27,3 +31,37 @@ async def first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _nothing() -> None:
+    """Stand in where there is nothing to undo."""
+
+
+async def in_thread(call: Callable[[], T], name: str, otherwise: Callable[[], object] = _nothing) -> T:
+    """Return what `call` returns in a thread of its own, which does not hold up the end of the process.
+
+    `otherwise` undoes it when nobody waits any more. Raises what `call` raises.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def end(settle: Callable[[], None]) -> None:
+        (otherwise if done.cancelled() else settle)()
+
+    def run() -> None:
+        try:
+            settle = partial(done.set_result, call())
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it; else they would wait for ever
+            settle = partial(done.set_exception, error)
+        try:
+            loop.call_soon_threadsafe(end, settle)
+        except RuntimeError:  # the loop is closed: the process ends
+            otherwise()
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        return await done
+    except asyncio.CancelledError:
+        if not done.cancelled():
+            otherwise()
+        raise

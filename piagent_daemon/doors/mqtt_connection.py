@@ -19,8 +19,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from piagent_daemon.doors import mqtt_trouble
 from piagent_daemon.doors.mqtt_paho import MAX_PROPERTY, connect_properties, make_client, quick_ack
-from piagent_daemon.doors.mqtt_task import in_thread
 from piagent_daemon.settings import Settings
+from piagent_daemon.waiting import in_thread
 
 KEEPALIVE_S: Final = 30
 UPKEEP_S: Final = 5.0
@@ -86,7 +86,7 @@ class Connection:
         """
         self._loop = asyncio.get_running_loop()
         self._opening = True
-        await in_thread(self._connect, otherwise=self._cut)
+        await in_thread(self._connect, "mqtt-connect", otherwise=self._cut)
         self._opening = False
         sock = self._client.socket()
         if sock is None:

@@ -1,8 +1,7 @@
-"""A task that must not end, and a thread that nobody has to wait for."""
+"""A task that must not end."""
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -42,39 +41,3 @@ class LastingTask:
         if self._task and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
-
-
-async def in_thread(call: Callable[[], object], otherwise: Callable[[], object]) -> None:
-    """Run `call` in a thread that does not hold up the end of the process; `otherwise` undoes it when nobody waits.
-
-    Raises what `call` raises.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def tell(error: BaseException | None) -> None:
-        if done.cancelled():
-            otherwise()
-        elif error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        failure: BaseException | None = None
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it; else they would wait for ever
-            failure = error
-        try:
-            loop.call_soon_threadsafe(tell, failure)
-        except RuntimeError:  # the loop is closed: the process ends
-            otherwise()
-
-    threading.Thread(target=run, name="mqtt-connect", daemon=True).start()
-    try:
-        await done
-    except asyncio.CancelledError:
-        if not done.cancelled():
-            otherwise()
-        raise

@@ -1,11 +1,13 @@
 """`llm/chat`, `llm/vision`, `llm/embed`: outside the conversations, and inside every bound."""
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from piagent_daemon import files
 from piagent_daemon.admin_llm import MAX_INPUTS
 from piagent_daemon.admission import LARGE_WAITING_BYTES
 from piagent_daemon.errors import ModelNotFound, ProviderError, ProviderUnavailable
@@ -115,6 +117,17 @@ async def test_images_are_looked_at(world: World) -> None:
     data = await world.ok("llm/vision", {**LOOK, "images": [f"data:image/gif;base64,{encoded(gif())}"]})
     assert data["image_analyzed"] == "images.0"
     assert sent(world)[-1].images == (encoded(gif()),)
+
+
+async def test_an_image_on_a_share_that_is_away_is_not_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = threading.Event()
+    monkeypatch.setattr(files, "picture", lambda *_: back.wait(10))
+    world.config.settings = world.config.settings.model_copy(update={"total_timeout_s": 0.05})
+    code, says = await world.error("llm/vision", {**LOOK, "image_path": "door.png"})
+    back.set()
+    assert (code, "FILES_DIR" in says) == ("timeout", True)
 
 
 async def test_a_model_that_cannot_see_is_replaced_by_one_that_can(world: World) -> None:

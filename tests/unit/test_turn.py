@@ -2,17 +2,18 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
-from piagent_daemon import fitting
+from piagent_daemon import files, fitting
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options, Sentence
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
-from piagent_daemon.job import Job, Stamp
+from piagent_daemon.job import Job, Stamp, Stop
 from piagent_daemon.ladder import Call, Ladder
 from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
@@ -454,6 +455,45 @@ async def test_after_large_pictures_the_server_judges_the_next(world: World) -> 
     assert error(await world.ask("And this?", images=["aGk="])).message == "too large"
     assert error(await world.ask("And these?", images=["aGk="] * 9)).message.startswith("The message needs about")
     assert len(world.provider.asked) == 4
+
+
+@pytest.fixture
+async def away(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[asyncio.Event, None]:
+    """A folder that does not answer, such as a share whose server is away; it is set once somebody asks."""
+    back, asked, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def read(path: str, *_: Any) -> bytes:
+        loop.call_soon_threadsafe(asked.set)
+        back.wait(10)
+        return path.encode()
+
+    monkeypatch.setattr(files, "read", read)
+    yield asked
+    back.set()
+
+
+async def test_files_that_do_not_come_take_no_longer_than_an_answer_may(away: asyncio.Event) -> None:
+    world = World(files_dir="/share", total_timeout_s=0.05)
+    last = error(await asyncio.wait_for(world.ask(files=[{"path": "a.txt"}]), 5))
+    assert (last.code, last.retryable, away.is_set()) == ("timeout", True, True)
+    assert "FILES_DIR" in last.message
+    assert world.provider.asked == []
+
+
+@pytest.mark.parametrize("why", ["cancelled", "shutdown"])
+async def test_a_request_that_waits_for_files_can_be_stopped(away: asyncio.Event, why: Stop) -> None:
+    world = World(files_dir="/share")
+    job = world.job("Read this", files=[{"path": "a.txt"}])
+    running = asyncio.create_task(world.run(job))
+    await asyncio.wait_for(away.wait(), 5)
+    job.stop(why)
+    last = (await asyncio.wait_for(running, 5))[-1]
+    if why == "shutdown":
+        assert error(last).code == "shutting_down"
+    else:
+        assert (final(last).finish_reason, final(last).reply) == ("cancelled", "")
+        assert (await world.turns())[0].content == "Read this"
+    assert world.provider.asked == []
 
 
 async def test_a_long_stage_is_told_once(monkeypatch: pytest.MonkeyPatch, world: World) -> None:

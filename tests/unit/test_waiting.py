@@ -2,11 +2,12 @@
 
 import ast
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
-from piagent_daemon.waiting import woken
+from piagent_daemon.waiting import in_thread, woken
 
 PACKAGE = Path(__file__).parents[2] / "piagent_daemon"
 
@@ -38,6 +39,26 @@ async def test_a_cancellation_that_comes_with_the_event_counts(turns: int) -> No
     task.cancel()
     await asyncio.wait([task], timeout=1)
     assert task.cancelled()
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, MemoryError])
+async def test_whatever_ends_the_thread_reaches_who_waits(kind: type[Exception]) -> None:
+    def call() -> None:
+        raise kind
+
+    with pytest.raises(kind):
+        await asyncio.wait_for(in_thread(call, "fails"), 5)
+
+
+async def test_a_thread_that_nobody_waits_for_is_undone() -> None:
+    let_go, undone = threading.Event(), asyncio.Event()
+    task = asyncio.create_task(in_thread(let_go.wait, "waits", otherwise=undone.set))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+    let_go.set()
+    await asyncio.wait_for(undone.wait(), 5)
 
 
 def test_nothing_waits_in_the_way_that_swallows_cancellations() -> None:
