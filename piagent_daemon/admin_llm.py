@@ -102,7 +102,8 @@ async def embed(parts: Parts, params: Embed) -> Any:
         return await parts.ladder.embed(texts, params.model)
 
     began = time.monotonic()
-    errand = Errand(parts.scheduler, parts.clock, name=params.id, model=params.model or "", request=Request(message=""))
+    request = Request(message="", model=params.model)
+    errand = Errand(parts.scheduler, parts.clock, name=params.id, model=params.model or "", request=request)
     vectors, model, provider = await errand.do(call, parts.config.settings, sum(map(len, texts)))
     return {
         "embeddings": vectors,
@@ -141,6 +142,7 @@ def _request(parts: Parts, params: Chat) -> Request:
     here["num_predict"] = params.max_tokens or params.num_predict
     return Request(
         message=(words or [""])[-1],
+        model=params.model,
         stream=params.stream,
         options=params.options.model_copy(update={name: value for name, value in here.items() if value is not None}),
         format=params.format,

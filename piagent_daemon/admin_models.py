@@ -113,10 +113,9 @@ async def delete(parts: Parts, params: OneModel) -> Any:
 @takes(Reload)
 async def reload(parts: Parts, params: Reload) -> Any:
     """Have a model dropped and loaded anew."""
-    settings = parts.config.settings
     rung = parts.ladder.named(params.provider)
     model = params.model or parts.ladder.general(rung.name)
-    if not allows(settings.models_allowed, model):
+    if params.model and not allows(parts.config.settings.models_allowed, model):
         raise InvalidRequest(f'The model "{model[:128]}" is not in MODELS_ALLOWED.')
     await parts.warmup.reload(rung, model)
     return {"model": model}

@@ -20,7 +20,7 @@ def refusal(job: Job, config: Config, waited_s: float, *, draining: bool) -> Pia
     settings, asked = config.settings, job.request.agent
     if asked is not None and asked not in config.agents:
         return UnknownAgent(f'There is no agent "{asked[:64]}". Known: {", ".join(sorted(config.agents))}.')
-    named = job.model if job.alone else job.request.model  # those of the settings and agents are their owner's choice
+    named = job.request.model  # those of the settings and agents are their owner's choice
     if named and not allows(settings.models_allowed, named):
         return InvalidRequest(f'The model "{named[:128]}" is not in MODELS_ALLOWED.')
     if job.request.files and settings.files_dir is None and any(file.path for file in job.request.files):

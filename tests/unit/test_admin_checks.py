@@ -31,6 +31,13 @@ async def test_all_is_well() -> None:
     assert world.store.count() == 0
 
 
+async def test_the_list_of_models_is_for_those_that_somebody_names() -> None:
+    world = World(Shop(GENERAL), models_allowed=("big:7b",))
+    well, found = await checks(world, ask=True)
+    assert (well, found["answer"]) == (True, ("ok", ""))
+    assert [request.model for request in world.provider.asked] == [GENERAL]
+
+
 async def test_what_is_wrong_is_said_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(Shop(), ctx_tokens=256, max_tokens=128)
     world.clock.wall = world.clock.wall.replace(year=1970)

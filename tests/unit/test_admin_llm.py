@@ -187,6 +187,7 @@ async def test_what_is_wrong_is_named(world: World, method: str, params: dict[st
 async def test_only_allowed_models_are_asked(world: World) -> None:
     world.config.settings = world.config.settings.model_copy(update={"models_allowed": ("eye",)})
     assert "MODELS_ALLOWED" in (await world.error("llm/chat", HELLO))[1]
+    assert "MODELS_ALLOWED" in (await world.error("llm/embed", {"input": "a", "model": "vec"}))[1]
     await world.ok("llm/chat", {**HELLO, "model": "eye"})
 
 

@@ -359,3 +359,8 @@ async def test_only_an_allowed_model_is_loaded_anew() -> None:
     world = World(Shop(GENERAL), models_allowed=(GENERAL,))
     code, says = await world.error("models/reload", {"model": "huge"})
     assert (code, "MODELS_ALLOWED" in says) == ("invalid_request", True)
+
+
+async def test_the_general_model_is_loaded_anew_whatever_may_be_named() -> None:
+    world = World(Shop(GENERAL), models_allowed=("big:7b",))
+    assert await world.ok("models/reload") == {"model": GENERAL}
