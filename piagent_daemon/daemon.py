@@ -66,6 +66,8 @@ class Daemon:
         """Those of them that end with READY=1."""
         self._failed: asyncio.Future[None] | None = None
         self._reloading = asyncio.Lock()
+        self._ready = asyncio.Event()
+        """READY=1 was said for the start."""
         self.stopping = asyncio.Event()
         self.hurry = asyncio.Event()
 
@@ -103,6 +105,7 @@ class Daemon:
                 if not door.state.connected:
                     log.warning("not everything is there yet: %s", door.state.detail)
         self._notifier.ready()
+        self._ready.set()
         self._reporting.changed()
         # Only now, since these load the HTTP client, which would take the processor from the way to being ready.
         self._start(self._announcer.run(), "tell Home Assistant")
@@ -185,11 +188,15 @@ class Daemon:
         self.stopping.set()
 
     def reload(self) -> None:
-        """Read settings and agents anew; what cannot be read leaves the old ones in force. While stopping: nothing."""
+        """Read settings and agents anew, once the start is over; what cannot be read leaves the old ones in force.
+
+        While stopping: nothing.
+        """
         if not self.stopping.is_set():
             self._get_ready(self._reload_in_turn(), "reload")
 
     async def _reload_in_turn(self) -> None:
+        await self._ready.wait()  # the READY=1 at its end would be taken for that of the start
         async with self._reloading:
             await self._do_reload()
 

@@ -342,7 +342,25 @@ def inside(said: list[str]) -> Daemon:
     return made
 
 
-async def test_a_reload_that_meets_a_defect_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reload_before_the_start_is_over_waits_for_it() -> None:
+    said: list[str] = []
+    made = inside(said)
+    opened = asyncio.Event()
+    made._doors[0].ready = opened.wait  # type: ignore[method-assign, assignment]
+    async with made.running():
+        made.reload()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert said == []
+        opened.set()
+        await until(lambda: len(said) == 3)
+        assert said == ["ready", "reloading", "ready"]
+
+
+async def test_a_reload_that_meets_a_defect_changes_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("piagent_daemon.daemon.DOORS_PATIENCE_S", 0.0)
     said: list[str] = []
     made = inside(said)
 
@@ -353,8 +371,8 @@ async def test_a_reload_that_meets_a_defect_changes_nothing(caplog: pytest.LogCa
     async with made.running():
         agents = made.config.agents
         made.reload()
-        await until(lambda: "ready" in said)
-        assert said == ["reloading", "ready"]
+        await until(lambda: len(said) == 3)
+        assert said == ["ready", "reloading", "ready"]
         assert made._reporting.health().reasons == ["config_rejected"]
         assert made.config.agents is agents
         assert not made.stopping.is_set()
