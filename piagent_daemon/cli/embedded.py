@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
@@ -24,7 +25,9 @@ async def broker() -> AsyncGenerator[int, None]:
         from amqtt.broker import Broker  # noqa: PLC0415  an optional part, and slow to load
         from amqtt.errors import AMQTTError  # noqa: PLC0415
     except ImportError as error:
-        raise DoorError('The demo needs an embedded broker: `pip install "piagent-daemon[demo]"` brings it.') from error
+        raise DoorError(
+            f"The demo needs an embedded broker: `{sys.executable} -m pip install amqtt` brings it."
+        ) from error
     logging.getLogger("amqtt").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.CRITICAL)
     port = _free_port()

@@ -156,10 +156,17 @@ WRITABLE = ("piagent/+/cancel", "piagent/+/in", "piagent/+/reset", "piagent/requ
 @pytest.mark.parametrize(
     ("rules", "mute"),
     [
-        (["topic write piagent/#"], sorted([*WRITABLE, "piagent/+/out"])),
-        (["topic read piagent/#", *(f"topic write {name}" for name in WRITABLE)], ["piagent/+/out"]),
+        (["topic write piagent/#"], sorted([*WRITABLE, "piagent/+/out", "piagent/response/+"])),
+        (
+            ["topic read piagent/#", *(f"topic write {name}" for name in WRITABLE)],
+            ["piagent/+/out", "piagent/response/+"],
+        ),
+        (
+            ["topic read piagent/#", *(f"topic write {name}" for name in (*WRITABLE, "piagent/+/out"))],
+            ["piagent/response/+"],
+        ),
     ],
-    ids=["deaf", "mute"],
+    ids=["deaf", "mute", "mute to admins"],
 )
 async def test_permissions_are_proven_by_an_own_echo(
     protocol: str, rules: list[str], mute: list[str], new_broker: BrokerFactory

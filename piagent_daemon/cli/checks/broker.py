@@ -2,12 +2,13 @@
 
 import json
 import secrets
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from piagent_daemon.checks import Finding
-from piagent_daemon.doors.mqtt_client import MqttClient, Received, Refused
+from piagent_daemon.doors.mqtt_client import ClosedEarly, MqttClient, Received, Refused
 from piagent_daemon.errors import DoorError
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import Topics
@@ -29,7 +30,7 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
         yield _refused(refusal, user)
         return
     except DoorError as error:
-        yield Finding("broker", "fail", str(error), "Install one with `sudo apt install mosquitto`, or set MQTT_HOST.")
+        yield Finding("broker", "fail", str(error), _reach_remedy(error))
         return
     try:
         yield Finding("broker", "ok", f"{where} answers")
@@ -43,6 +44,14 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
         client.close()
 
 
+def _reach_remedy(error: DoorError) -> str:
+    if isinstance(error.__cause__, ssl.SSLError) or isinstance(error, ClosedEarly):
+        return (
+            "Look at MQTT_TLS, MQTT_PORT, MQTT_HOST and MQTT_CA_FILE: what listens there speaks otherwise than we do."
+        )
+    return "Install one with `sudo apt install mosquitto`, or set MQTT_HOST."
+
+
 def _refused(refusal: Refused, user: str) -> Finding:
     if refusal.credentials:
         remedy = "Set MQTT_USERNAME and MQTT_PASSWORD as in the broker's password file (`mosquitto_passwd`)."
@@ -54,7 +63,8 @@ def _permissions_and_daemon(client: MqttClient, settings: Settings, user: str) -
     topics = Topics(settings.mqtt_base_topic)
     nonce = f"piagent-doctor-{secrets.token_hex(6)}"
     try:
-        client.subscribe(*topics.filters, (topics.out(nonce), 1), (topics.health, 1), (topics.response("health"), 1))
+        client.subscribe(*topics.filters, *((topic, 1) for topic in (topics.out(nonce), topics.health, topics.info)))
+        client.subscribe(*((topics.response(method), 1) for method in ("health", nonce)))
     except Refused as refusal:
         yield Finding("permissions", "fail", str(refusal), _acl_remedy(settings, user))
         return
@@ -109,6 +119,7 @@ def _permissions(client: MqttClient, heard: _Heard, settings: Settings, user: st
         topics.reset(nonce): (b"", 0),
         topics.inbox(nonce): (json.dumps(event).encode(), 0),
         topics.request("health"): (json.dumps({"transaction": nonce}).encode(), 0),
+        topics.response(nonce): (nonce.encode(), 1),
     }
     mute = set()
     for topic, (payload, qos) in probes.items():
@@ -120,7 +131,7 @@ def _permissions(client: MqttClient, heard: _Heard, settings: Settings, user: st
     missing = sorted(topic.replace(nonce, "+") for topic in probes.keys() - heard.echoes)
     if missing:
         return Finding("permissions", "fail", f"no echo on {', '.join(missing)}", _acl_remedy(settings, user))
-    return Finding("permissions", "ok", f"own messages came back on all of {settings.mqtt_base_topic}/…")
+    return Finding("permissions", "ok", f"own messages came back on {settings.mqtt_base_topic}/…")
 
 
 def _acl_remedy(settings: Settings, user: str) -> str:
@@ -136,6 +147,7 @@ def _daemon(heard: _Heard) -> Finding:
     health = heard.health
     start = "Start it: `sudo systemctl start piagent`, or `piagent run`."
     if health is None:
+        start += f" If it runs, the broker does not let it write there: allow its user `{heard.topics.base}/#`."
         return Finding("daemon", "fail", f"no daemon shows itself on {heard.topics.health}", start)
     if health.get("status") == "offline":
         return Finding("daemon", "fail", "it is stopped", start)
