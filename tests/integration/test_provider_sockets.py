@@ -35,7 +35,8 @@ async def server(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIt
         yield listener.sockets[0].getsockname()[1]
     finally:
         listener.close()
-        await asyncio.gather(*filter(None, tasks))
+        async with asyncio.timeout(5):
+            await asyncio.gather(*filter(None, tasks))
 
 
 def client() -> httpx.AsyncClient:
