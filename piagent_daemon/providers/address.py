@@ -14,6 +14,7 @@ DEFAULT_PORT = 11434
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _HERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - "listen everywhere" asked as a client: here
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 
 
@@ -93,9 +94,12 @@ def _split(hostport: str, setting: str) -> tuple[str, str]:
 def _host(host: str, setting: str) -> str:
     if ":" in host:
         try:
-            return str(ipaddress.IPv6Address(host.partition("%")[0]))
+            found = ipaddress.IPv6Address(host)
         except ValueError:
             raise ConfigError(f"{setting}: {host[:64]!r} is not an IPv6 address") from None
+        if found.scope_id and not _ZONE.fullmatch(found.scope_id):
+            raise ConfigError(f"{setting}: {found.scope_id[:64]!r} is not the name of a network interface")
+        return str(found)
     try:
         name = host.encode("idna").decode()
     except UnicodeError:

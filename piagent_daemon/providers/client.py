@@ -118,11 +118,12 @@ class Http:
         self.server = address.url
         self.site = site
         given = {**_basic(address), **(_bearer(config) if headers is None else headers)}
-        secrets = (config.key, *address.userinfo.split(":", 1), *(value.partition(" ")[2] for value in given.values()))
+        password = address.userinfo.partition(":")[2]
+        secrets = (config.key, address.userinfo, password, *(value.partition(" ")[2] for value in given.values()))
         self.secrets: Sequence[str] = [secret for secret in secrets if secret]
         self._drains: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._headers = httpx.Headers({**HEADERS, **given}).raw
+        self._headers = httpx.Headers({**HEADERS, **_host(address), **given}).raw
         # Reads, writes and the wait for a connection are bounded by Deadlines, or by a timeout around a call.
         self._extensions = {"timeout": httpx.Timeout(None, connect=config.connect_timeout_s).as_dict()}
         self._transport = _transport(
@@ -257,6 +258,12 @@ def _bearer(config: ProviderConfig) -> dict[str, str]:
 def _basic(address: Address) -> dict[str, str]:
     given = base64.b64encode(address.userinfo.encode()).decode()
     return {"Authorization": f"Basic {given}"} if given else {}
+
+
+def _host(address: Address) -> dict[str, str]:
+    """Leave out the zone of an IPv6 address: it is the name of our own network interface (RFC 6874, section 4)."""
+    bare, zone, _ = address.host.partition("%")
+    return {"Host": f"[{bare}]:{address.port}"} if zone else {}
 
 
 async def _read(response: httpx.Response, limit: int, *, strict: bool = True) -> bytes:

@@ -11,14 +11,19 @@ import httpcore
 import httpx
 import pytest
 
+from piagent_daemon.providers.address import parse_address
+from piagent_daemon.providers.client import Http
+from piagent_daemon.providers.config import ProviderConfig
+from piagent_daemon.providers.faults import excerpt
 from piagent_daemon.providers.sockets import SEND_BYTES, KeptTransport, PlainTransport, TcpBackend
 from tests.fakes.certificates import make_certificates
 
+INTERFACES = Path("/proc/net/if_inet6")
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def server(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+async def server(handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[int]:
     tasks = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -30,7 +35,7 @@ async def server(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIt
         finally:
             writer.close()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    listener = await asyncio.start_server(serve, host, 0, ssl=tls)
     try:
         yield listener.sockets[0].getsockname()[1]
     finally:
@@ -114,6 +119,27 @@ async def test_an_option_that_the_machine_refuses_fails_the_connection_and_leave
         with pytest.raises(httpcore.ConnectError):
             await TcpBackend().connect_tcp("127.0.0.1", port, socket_options=[(socket.SOL_SOCKET, 9999, 1)])
         await ended.wait()
+
+
+@pytest.mark.skipif(not INTERFACES.exists() or " lo\n" not in INTERFACES.read_text(), reason="no IPv6 here")
+async def test_an_address_with_a_zone_is_reached_and_keeps_the_zone_to_itself() -> None:
+    heads: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with server(handler, host="::1") as port:
+        http = Http(parse_address(f"[::1%1]:{port}"), ProviderConfig("ollama", "ollama"))
+        assert await http.call("GET", "/") == {}
+        await http.aclose()
+    assert b"Host: [::1]:%d\r\n" % port in heads[0]
+
+
+async def test_a_password_is_masked_and_the_name_before_it_is_not() -> None:
+    http = Http(parse_address("http://pi:s3cret@host"), ProviderConfig("ollama", "ollama"))
+    assert excerpt("api pi:s3cret s3cret cGk6czNjcmV0", http.secrets) == "api *** *** ***"
+    await http.aclose()
 
 
 async def test_waiting_is_bounded() -> None:
