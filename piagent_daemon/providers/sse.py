@@ -23,7 +23,7 @@ PAGE_BYTES = 8192
 
 
 class EventStream(LineStream):
-    """An answer whose events hold one JSON object each; their names do not matter, the objects tell what they are.
+    """An answer whose events hold one JSON object each, which tell what they are; of their names only `error` matters.
 
     Data that is no such object, and an event larger than MAX_LINE_BYTES, raise ProviderError. Errors beside the events
     become objects, too: llama-server of 2025 has a field of its own for them, others send a line of JSON.
@@ -52,7 +52,8 @@ class EventStream(LineStream):
         if event.data.strip() == "[DONE]":
             return [*self._beside(), DONE]
         # a line break in JSON stands between its parts only
-        return self._reader.feed(event.data.replace("\n", " ").encode() + b"\n") if event.data else []
+        found = self._reader.feed(event.data.replace("\n", " ").encode() + b"\n") if event.data else []
+        return _errors(found) if event.event == "error" else found
 
     async def aclose(self) -> None:
         """Leave the events."""
@@ -89,8 +90,11 @@ class EventStream(LineStream):
         return self._object(error)
 
     def _object(self, text: bytes) -> list[dict[str, Any]]:
-        found = self._reader.feed(b" ".join(text.splitlines()) + b"\n") if text.strip() else []
-        return [value if "error" in value else {"error": value} for value in found]
+        return _errors(self._reader.feed(b" ".join(text.splitlines()) + b"\n")) if text.strip() else []
+
+
+def _errors(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [value if "error" in value else {"error": value} for value in found]
 
 
 class _Body(httpx.AsyncByteStream):

@@ -167,6 +167,7 @@ async def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_stream() -
         ([chunk("hi")], "without saying that it is complete"),
         ([chunk("hi"), b'error: {"code":500,"message":"decode failed"}\n\n'], "decode failed"),
         ([chunk("hi"), b'error: {"code":500,"message":"decode failed"}\n\n', event(b"[DONE]")], "decode failed"),
+        ([chunk("hi"), b'event: error\ndata: {"message":"boom"}\n\n'], "failed: boom"),
         ([chunk("hi"), event({"error": "quota exceeded"}), event(b"[DONE]")], "quota exceeded"),
     ],
 )

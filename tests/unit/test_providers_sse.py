@@ -116,6 +116,14 @@ def test_an_error_in_a_field_of_its_own() -> None:
     assert read(b'data: {"a":1}\n\n', b'error: {"message":"x"}\n\n') == [{"a": 1}, {"error": {"message": "x"}}]
 
 
+def test_an_event_that_is_named_an_error() -> None:
+    assert read(b'event: error\ndata: {"message":"x"}\n\n') == [{"error": {"message": "x"}}]
+    assert read(b'event: error\ndata: {"type":"error","error":{"message":"x"}}\n\n') == [
+        {"type": "error", "error": {"message": "x"}}
+    ]
+    assert read(b'event: error\n\ndata: {"a":1}\n\n') == [{"a": 1}]
+
+
 def test_characters_across_reads_and_bad_bytes(caplog: pytest.LogCaptureFixture) -> None:
     data = 'data: {"a":"Zürich 🏠\u2028\u0085"}\n\n'.encode()
     assert read(*(bytes((byte,)) for byte in data)) == [{"a": "Zürich 🏠\u2028\u0085"}]
