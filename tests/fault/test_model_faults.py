@@ -227,7 +227,8 @@ async def test_21_broken_off_before_the_first_token_is_asked_again(house: HouseF
             home.server.next(mode, after=0)
             assert (await answer(home, f"lucky {mode}"))["type"] == "final"
             assert len(home.server.questions) == count + 2
-            home.server.next(mode, after=0, times=2)
+            # the first try finds a connection that was kept, whose loss says nothing yet
+            home.server.next(mode, after=0, times=3 if mode == "rst" else 2)
             failed(await answer(home, f"unlucky {mode}"), "provider_unavailable")
         await home.good()
         await home.well()
