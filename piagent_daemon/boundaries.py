@@ -29,7 +29,7 @@ _SIGNS: Final = re.compile(rf'[{ENDERS}"“”„«»‹›「」『』()（）\
 _SIGNS_AND_CLAUSES: Final = re.compile(rf'[{ENDERS}"“”„«»‹›「」『』()（）\[\]{{}}【】《》`\\<,;:—–，；：、،؛]|(?<=\s)-')
 _ENDS: Final = re.compile(rf"[{ENDERS}]+")
 _SOLID: Final = re.compile(r"\S")
-_ENTITY: Final = re.compile(r"&#?\w{2,6}\Z")
+_ENTITY: Final = re.compile(r"&#?\w{2,8}\Z")
 """`&amp` before its semicolon."""
 _LIKELY_END: Final = re.compile(rf"[.!?؟।॥۔։{WIDE}][*_~]*\Z")
 _LIKELY_CLAUSE: Final = re.compile(r"(?<=[^\W\d_])[,;،؛，；：、][*_~]*\Z")
@@ -84,7 +84,7 @@ class Finder:
         if _LIKELY_END.match(text, at):
             return len(text) if text[at] != "." or plain_word(text, at) else 0
         if clauses and at < CLAUSE_REACH and _LIKELY_CLAUSE.match(text, at):
-            if text[at] == ";" and _ENTITY.search(text[max(0, at - 8) : at]):
+            if text[at] == ";" and _ENTITY.search(text[max(0, at - 10) : at]):
                 return 0
             japanese = text[at] != "、" or _has_kana(text[:at])
             return len(text) if japanese and _weight(text[:at]) >= CLAUSE_CHARS else 0
@@ -198,7 +198,7 @@ def _past_tag(text: str, at: int) -> Verdict:
 def _clause(text: str, at: int) -> Verdict:
     sign, end = text[at], at + 1
     go = Verdict("go", end)
-    if at >= CLAUSE_REACH or (sign == ";" and _ENTITY.search(text[max(0, at - 8) : at])):
+    if at >= CLAUSE_REACH or (sign == ";" and _ENTITY.search(text[max(0, at - 10) : at])):
         return go
     if sign in "，；：、":
         return _wide_clause(text, at)

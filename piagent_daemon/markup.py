@@ -231,7 +231,7 @@ class Reader:
     def _end_line(self) -> None:
         if self._mode == "text":
             self._listener.add("\n")
-            if self._heading or (self._tail == "  " and not self._pipe):
+            if self._heading or (not self._pipe and self._tail.endswith(("  ", "\\"))):
                 self._listener.end()
         self._mode, self._head, self._tail, self._heading, self._pipe = "head", "", "", False, False
 

@@ -28,16 +28,23 @@ _LINKS = {
 """How one says it, and words that tell the language by being common."""
 
 _PLAIN = r"[^\W_](?:[^\W_]|[ ,;:!?'’\"“”()%°€+=-]|\.(?!\.))*"
-_EMOJIS = rf"[{_EMOJI}][{_EMOJI}\u200d\ufe0f\u20e3]*|[\ufe0f\u20e3]"
+_SHOWN_AS_EMOJI = "\u00a9\u00ae\u203c\u2049\u2122\u2139\u2194-\u2199\u21a9\u21aa\u2328\u24c2"
+"""Signs of a text, but no longer before U+FE0F."""
+_EMOJIS = rf"[{_SHOWN_AS_EMOJI}]\ufe0f|[{_EMOJI}][{_EMOJI}\u200d\ufe0f\u20e3]*|[\ufe0f\u20e3]"
 _SPECIAL = r"<\|[^<>|]*\|>"
 _ADDRESS = r"<((?:https?|ftp)://[^<>\s]*)>"
-_BREAK = r"(?i)</?(?:br|p|li|div|tr|td|h[1-6])(?![a-z0-9])[^<>]*>(?=[^\W_])"
-_ENTITY = r"&(?:amp;)*(amp|nbsp|lt|gt|quot|apos|#39);"
-_ENTITIES = {"amp": "&", "nbsp": " ", "lt": "<", "gt": ">", "quot": '"', "apos": "'", "#39": "'"}
+_BREAK = (
+    r"(?i)</?(?:br|hr|p|li|ul|ol|d[dlt]|div|table|caption|t[rdh]|h[1-6]|details|summary|blockquote|section)"
+    r"(?![a-z0-9])[^<>]*>(?=[^\W_]|<[a-z])"
+)
+_ENTITY = r"&(?:amp;)*(#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z][A-Za-z\d]{1,30});"
+_MAILTO = r"(?i)(?<![a-z])mailto:(?=\S)"
 _MAIL = r"<([^<>\s@]+@[^<>\s@]+)>"
 _TAG = r"</?[A-Za-z][\w:-]*\s*/?>|</?[A-Za-z][^<>\n=]*=[^<>\n]*>|(?<![^\W_])</?[A-Za-z][^<>\n]*>"
 """`x<y and z>w` is none: it begins within a word, and is neither short nor has it attributes."""
 _FOOTNOTE = r"\[\^[^\[\]\s]*\]"
+_ALERT = r"\[![A-Za-z]+\]"
+"""GitHub's `> [!NOTE]`."""
 _LINK = r"!?\[([^\[\]]*)\](?:\([^()\n]*(?:\([^()\n]*\)[^()\n]*)?\)|\[[^\[\]\n]*\])"
 _STOP_URL = r"\s<>\"”»()\u3000-\u9fff\uff00-\uffef"
 _DOMAINS = "com|org|net|io|dev|ai|app|edu|gov|info|eu|de|at|ch|fr|be|es|it|nl|uk|us|ca|cn|jp"
@@ -72,9 +79,10 @@ _POWERS = {"2": "²", "3": "³"}
 _WIDE = "[\u3040-\u30ff\u4e00-\u9fff]"
 _STRIKE = r"~~+"
 _ESCAPE = r"\\(?=[!-/:-@\[-`{-~])"
+_HARD_BREAK = r"(?m)\\ *$"
 _UNDERLINE = r"(?<![^\W_])_+|_+(?![^\W_])"
-_ACTIVE = r"(?i)&(?:amp|nbsp|lt|gt|quot|apos|#39);|[<>\[*`\\_$]|~~|://|www\."
-_SIGNS = r"(?i)[<>\[\]*`~|\\#_+•=$-]|://|www\."
+_ACTIVE = r"(?i)&#?[a-z\d]+;|[<>\[*`\\_$]|~~|://|www\."
+_SIGNS = r"(?i)[&<>\[\]*`~|\\#_+•=$-]|://|www\."
 _ASKED = rf"[{_QUESTIONS}][{_QUESTIONS}!！\s\"'“”‘’«»‹›„)\]}}）」』*_`~\u200d\ufe0f{_EMOJI}]*\Z"
 _ASKED_IN_GREEK = r"[\u0370-\u03ff\u1f00-\u1fff];[\s\"'”’»*_]*\Z"
 
@@ -140,18 +148,20 @@ def _is_plain(text: str) -> bool:
 
 def _inline(text: str, context: str) -> str:
     """Take markup out of running text; a pattern is only tried where its sign is there."""
+    if "&" in text:
+        text = re.sub(_ENTITY, _meant, text)
     if not text.isascii():
         text = re.sub(_EMOJIS, "", text)
     if "\\" in text or "$" in text:
-        text = re.sub(_ESCAPE, "", _without_formulas(text))
-    if "&" in text:
-        text = re.sub(_ENTITY, lambda found: _ENTITIES[found[1]], text)
+        text = re.sub(_ESCAPE, "", re.sub(_HARD_BREAK, "", _without_formulas(text)))
     if "<" in text:
         text = re.sub(_COMMENT, " ", text)
         text = re.sub(_MAIL, r"\1", re.sub(_ADDRESS, r"\1", re.sub(_SPECIAL, "", text)))
         text = re.sub(_TAG, "", re.sub(_BREAK, " ", text))
     if "[" in text:
-        text = re.sub(_LINK, r"\1", re.sub(_FOOTNOTE, "", text))
+        text = re.sub(_LINK, r"\1", re.sub(_ALERT, "", re.sub(_FOOTNOTE, "", text)))
+    if "@" in text:
+        text = re.sub(_MAILTO, "", text)
     if "/" in text or "www." in text.lower():
         text = re.sub(_URL, link_in(context + text), text)
     if "*" in text:
@@ -161,6 +171,16 @@ def _inline(text: str, context: str) -> str:
     if "_" in text:
         text = re.sub(_UNDERLINE, "", text)
     return re.sub(_STRIKE, "", text.replace("`", ""))
+
+
+def _meant(entity: re.Match[str]) -> str:
+    """Return the sign that an entity of HTML stands for; what is none stays."""
+    import html  # noqa: PLC0415 (few replies have entities, and the table is large)
+
+    sign = html.unescape(f"&{entity[1]};")
+    if sign.endswith(";"):
+        return entity[0]
+    return sign if sign.isprintable() else " " * sign.isspace()
 
 
 def _without_formulas(text: str) -> str:

@@ -131,6 +131,11 @@ JAPANESE: list[Case] = [
     ("これを見てください https://a.jp です。", ["これを見てください リンク です。"]),
 ]
 ENTITIES: list[Case] = [
+    (
+        "The little one &mdash; it is 5 &euro;. Then&hellip; what? Good.",
+        ["The little one — it is 5 €.", "Then… what?", "Good."],
+    ),
+    ("<details><summary>More</summary>It is on. Good.</details>", ["More It is on.", "Good."]),
     ("The little Tom &amp; Jerry run. Good.", ["The little Tom & Jerry run.", "Good."]),
     ("<reasoning>He wants tea.</reasoning>Tea is ready. Good.", ["Tea is ready.", "Good."]),
 ]
@@ -163,6 +168,9 @@ MARKUP: list[Case] = [
     ("> quoted. Twice\n> again", ["quoted.", "Twice.", "again"]),
     ("- [x] done\n- [ ] open. Now\n* * nested", ["done.", "open.", "Now.", "nested"]),
     ("Sum: 3 * 4 = 12. Snake_case is ~~bad~~ fine. 5 - 3.", ["Sum: 3 × 4 = 12.", "Snake_case is bad fine.", "5 - 3."]),
+    ("One line\\\nthe next\\\nlast. Ok.", ["One line.", "the next.", "last.", "Ok."]),
+    ("> [!NOTE]\n> ℹ️ It is on. Ok.\n\nDone.", ["It is on.", "Ok.", "Done."]),
+    ("Write to mailto:a.b@c.de now. Ok.", ["Write to a.b@c.de now.", "Ok."]),
     ("-5 °C is cold. +3 is not.", ["-5 °C is cold.", "+3 is not."]),
     ("\\*not\\* emphasis. \\[ab\\] Ok.", ["not emphasis.", "[ab] Ok."]),
     ("", []),
@@ -350,7 +358,19 @@ LINES = [
     "。",
     "，",
 ]
-SIGNS = st.sampled_from([*'*_`~#<>[]()|\\-+=!?:.,; aA1😀\u200d"“„”«»「」—…', *WORDS, "word. ", "Dr. ", "a*b", *LINES])
+SIGNS = st.sampled_from(
+    [
+        *'&*_`~#<>[]()|\\-+=!?:.,; aA1😀\u200d"“„”«»「」—…',
+        *WORDS,
+        "word. ",
+        "Dr. ",
+        "a*b",
+        "&mdash;",
+        "mailto:",
+        "\ufe0f",
+        *LINES,
+    ]
+)
 
 
 @given(cut_up(st.text() | st.lists(SIGNS, max_size=60).map("".join)))

@@ -40,6 +40,11 @@ from tests.fakes.hostile import WORDS
         ("Done 😀👨‍👩‍👧 🇩🇪! 1️⃣ ☀️ ✅", "Done ! 1"),
         ("\\*not\\* emphasis \\#", "not emphasis #"),
         ("one  \ntwo", "one. two"),
+        ("one\\\ntwo\\", "one. two"),
+        ("> [!NOTE]\n> It is on.\n\n> [!tip] Try it.", "It is on. Try it."),
+        ("ℹ️ Note ‼️ ⌨️ ↩️ ↔️ Ⓜ️ ™️ done", "Note done"),
+        ("ℹ Note ↔ © 2024 ™", "ℹ Note ↔ © 2024 ™"),
+        ("<mailto:a@b.de> or mailto:c@d.de or [mail](mailto:e@f.de)", "a@b.de or c@d.de or mail"),
         (
             "10 * x + 2 * (a * b), (1) * 2, the * key, a *b* c, 3*x",
             "10 × x + 2 × (a × b), (1) × 2, the key, a b c, 3 × x",
@@ -79,7 +84,7 @@ def test_a_statement_does_not(text: str) -> None:
 
 
 LINES = ["\n", "```\n", "| a |\n", "|-|-|\n", "- ", "1. "]
-SIGNS = st.sampled_from([*"*_`~#<>[]()|\\-+=!:. a1😀\u200d\ufe0f", *WORDS, *LINES])
+SIGNS = st.sampled_from([*"&;*_`~#<>[]()|\\-+=!:. a1😀\u200d\ufe0f", *WORDS, *LINES])
 
 
 @given(st.text() | st.lists(SIGNS, max_size=40).map("".join))
@@ -105,6 +110,10 @@ def test_any_text_is_spoken_without_markup(text: str) -> None:
         ("<details open>It is.</details>", "It is."),
         ('<a href="/?a=b&c=d" title = "A = B">Here</a> <img alt=x src=y/>it is.', "Here it is."),
         ("Tom &amp; Jerry&nbsp;run &lt;b&gt;here&lt;/b&gt;.", "Tom & Jerry run here."),
+        ("5 &euro; &mdash; or 6&hellip; &#8211; it&#x2019;s &uuml;ber&shy;all.", "5 € — or 6… – it’s überall."),
+        ("AT&T; R&D &notit; &#128512; &#10; &#xffffff; &amp;mdash; 3 &#42; 4", "AT&T; R&D &notit; \ufffd — 3 × 4"),
+        ("<table><tr><th>A</th><th>B</th></tr></table>", "A B"),
+        ("<details><summary>More</summary>It is.<hr>Good<br><b>night</b>.</details>", "More It is. Good night."),
         ("<reasoning>He wants tea.</reasoning>Tea is ready.", "Tea is ready."),
     ],
 )
