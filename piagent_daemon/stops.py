@@ -186,11 +186,12 @@ def _unless_starter(text: str, after: int, *, french: bool = False) -> Verdict:
 
 
 def _next_word(text: str, after: int) -> str | None:
-    """Return the next word, "" when there is none, None when it may still grow."""
+    """Return the next word with a straight apostrophe, "" when there is none, None when it may still grow."""
     found = _NEXT_WORD.match(text, after)
     if found is None:
         return ""
-    return None if found.end() == len(text) and found.end() - after < LONGEST_RUN else found[1]
+    end = found.end() + (text[found.end() : found.end() + 1] in {"'", "’"})
+    return None if end == len(text) and end - after < LONGEST_RUN else found[1].replace("’", "'")
 
 
 def _word(text: str, at: int) -> tuple[str, str]:
