@@ -10,6 +10,8 @@ from uuid import UUID
 
 RESERVED: Final = frozenset({"request", "response", "tool", "health", "info", "in"})
 MAX_CONVERSATION_CHARS: Final = 128
+DOCTOR: Final = "piagent-doctor-"
+"""How the conversations begin in which `piagent doctor` looks whether its own messages come back."""
 _UNSAFE_CATEGORIES: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 

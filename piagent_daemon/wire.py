@@ -55,6 +55,8 @@ def _explain(error: ValidationError) -> str:
 
 def _sentence(where: str, finding: Finding) -> str:
     match finding.kind:
+        case "extra_forbidden" if where == "text":
+            return 'Give either "message" or "text", not both.'
         case "extra_forbidden":
             return f'Unknown field "{where}".'
         case "missing":

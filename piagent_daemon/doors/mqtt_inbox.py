@@ -22,7 +22,7 @@ from piagent_daemon.doors.mqtt_task import LastingTask
 from piagent_daemon.errors import InternalError, InvalidRequest, PiagentError, ShuttingDown
 from piagent_daemon.ports import Intake
 from piagent_daemon.settings import Settings
-from piagent_daemon.topics import Inbound, is_conversation_id
+from piagent_daemon.topics import DOCTOR, Inbound, is_conversation_id
 from piagent_daemon.values import Delivery, Incoming
 
 log = logging.getLogger("piagent.mqtt")
@@ -224,10 +224,12 @@ class Inbox:
         receipt.add(letter.generation, letter.packet_id, letter.qos)
         reply = Reply(self._replies, receipt, correlation=letter.correlation)
         try:
-            if wire.is_own_event(letter.payload):
-                self._drop(letter, receipt, "own event", "is a copy of our own event")
-            else:
+            if not wire.is_own_event(letter.payload):
                 await self._hand_over(letter, receipt, reply)
+            elif (letter.inbound.name or "").startswith(DOCTOR):
+                receipt.settle()
+            else:
+                self._drop(letter, receipt, "own event", "is a copy of our own event")
         except Exception:
             log.exception("a request on %.64r failed by a defect", letter.topic)
             self._refuse(letter, reply, letter.inbound.name, InternalError())

@@ -168,6 +168,16 @@ async def test_an_admin_request_that_meets_a_defect_is_answered() -> None:
     assert bench.connection.acked == [7]
 
 
+async def test_the_doctors_look_is_no_loop(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    event = b'{"type":"status","conversation_id":"c","request_id":"r","seq":0,"attempt":1}'
+    await bench.take("piagent/piagent-doctor-1/in", event)
+    assert (bench.engine.refusals["own event"], caplog.text) == (0, "")
+    assert bench.connection.acked
+    await bench.take("piagent/kitchen/in", event)
+    assert bench.engine.refusals["own event"] == 1
+
+
 async def test_an_admin_request_brought_again_before_the_puback_is_answered_once() -> None:
     bench = Bench()
     bench.holds = True

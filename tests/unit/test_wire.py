@@ -56,6 +56,7 @@ def test_anything_but_an_object_is_the_message_itself(payload: str, message: str
         ({"message": ""}, "empty"),
         ({}, '"message" is missing'),
         ({"message": "hi", "agnet": "voice"}, 'Unknown field "agnet"'),
+        ({"message": "hi", "text": "ho"}, 'either "message" or "text"'),
         ({"message": 5}, '"message"'),
         ({"message": "x" * 51}, "51 characters"),
         ({"message": "x" * 2000}, "bytes"),

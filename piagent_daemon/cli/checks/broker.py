@@ -11,7 +11,7 @@ from piagent_daemon.checks import Finding
 from piagent_daemon.doors.mqtt_client import ClosedEarly, MqttClient, Received, Refused
 from piagent_daemon.errors import DoorError
 from piagent_daemon.settings import Settings
-from piagent_daemon.topics import Topics
+from piagent_daemon.topics import DOCTOR, Topics
 from piagent_daemon.wire import object_in
 
 ECHO_WAIT_S: Final = 2.0
@@ -61,7 +61,7 @@ def _refused(refusal: Refused, user: str) -> Finding:
 
 def _permissions_and_daemon(client: MqttClient, settings: Settings, user: str) -> Iterator[Finding]:
     topics = Topics(settings.mqtt_base_topic)
-    nonce = f"piagent-doctor-{secrets.token_hex(6)}"
+    nonce = f"{DOCTOR}{secrets.token_hex(6)}"
     try:
         client.subscribe(*topics.filters, *((topic, 1) for topic in (topics.out(nonce), topics.health, topics.info)))
         client.subscribe(*((topics.response(method), 1) for method in ("health", nonce)))
