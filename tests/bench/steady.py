@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from tests.bench.client import Client
-from tests.bench.harness import FLOOR, Figure, Lab, ask, collect, figure, median_of, quantile, settle
+from tests.bench.harness import Figure, Lab, ask, collect, figure, median_of, quantile, settle
 from tests.bench.model_server import Plan
 from tests.bench.process import Bridge, pause
 
 CONVERSATIONS, TOKENS, INTERVAL_S, ROUNDS = 50, 120, 0.05, 3
 RAMP_S = 0.02  # between questions: what is measured is the steady flow, not how fifty requests at once begin
-MAX_P99_MS, MAX_THROWN_AWAY = 10, 3
-"""While the floor itself is above the bound, the machine was busy with something else: that pair is run again."""
+MAX_P99_MS, MAX_THROWN_AWAY = 10, 6
+MAX_STOLEN = 0.01
+"""A pair of rounds in which the host of a virtual machine took more of its processors for others is run again: a pause
+of 60 ms is one in a hundred of 6,000 delays. Source: proc(5), /proc/stat, "steal"."""
 PLAN = Plan(tokens=TOKENS, interval_s=INTERVAL_S, stamped=True)
 
 
@@ -25,18 +28,20 @@ def run(sides: Sequence[str], rounds: int | None = None) -> list[Figure]:
         while len(results[sides[-1]]) < (rounds or ROUNDS):
             number = thrown_away + len(results[sides[-1]])
             pair = {side: one_round(lab, client, bridges[side], number) for side in sides}
-            if FLOOR in pair and pair[FLOOR]["p99"] > MAX_P99_MS and thrown_away < MAX_THROWN_AWAY:
+            if max(each["stolen"] for each in pair.values()) > MAX_STOLEN and thrown_away < MAX_THROWN_AWAY:
                 thrown_away += 1
                 continue
             for side in sides:
                 results[side].append(pair[side])
     worst = {side: max(each["p99"] for each in passed) for side, passed in results.items()}
+    stolen = {side: 100 * max(each["stolen"] for each in passed) for side, passed in results.items()}
     return [
         figure("chunk delay p50", "ms", median_of(results, "p50"), ratio_at_most=1.5),
         figure("chunk delay p99, worst round", "ms", worst, at_most=MAX_P99_MS),
         figure("chunk delay p99, median round", "ms", median_of(results, "p99")),
         figure("CPU", "ms/1,000 tokens", median_of(results, "cpu"), ratio_at_most=1.5),
         figure("tokens missing", "tokens", median_of(results, "missing"), at_most=0),
+        figure("taken by the machine's host, worst round", "%", stolen),
         Figure("rounds thrown away", "rounds", thrown_away),
     ]
 
@@ -44,7 +49,7 @@ def run(sides: Sequence[str], rounds: int | None = None) -> list[Figure]:
 def one_round(lab: Lab, client: Client, bridge: Bridge, number: int) -> dict[str, float]:
     """Run all conversations side by side and return the round's delays in ms."""
     lab.model.plan(replace(PLAN, scatter=number + 1))
-    before = bridge.cpu_s()
+    before, ticks = bridge.cpu_s(), processor_ticks()
     for index in range(CONVERSATIONS):
         ask(client, bridge.name, f"s{number}-{index}", f"{bridge.name}-{number}-{index}")
         pause(RAMP_S)
@@ -58,4 +63,17 @@ def one_round(lab: Lab, client: Client, bridge: Bridge, number: int) -> dict[str
         "p99": quantile(delays, 0.99),
         "cpu": cpu / tokens * 1e6,
         "missing": tokens - len(delays),
+        "stolen": stolen_since(ticks),
     }
+
+
+def processor_ticks() -> tuple[int, int]:
+    """Return the ticks of all processors that the host took for others, and all ticks."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
+def stolen_since(before: tuple[int, int]) -> float:
+    """Return the share of the processors that the host took for others since then."""
+    stolen, total = processor_ticks()
+    return (stolen - before[0]) / max(1, total - before[1])
