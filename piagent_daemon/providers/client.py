@@ -158,8 +158,8 @@ class Http:
                     drain = asyncio.create_task(lines.drain(response), name="provider-drain")
                     self._drains.add(drain)
                     drain.add_done_callback(self._drains.discard)
-                else:
-                    await response.aclose()
+                else:  # shielded: a second reason to stop may come while the first one closes
+                    await asyncio.shield(response.aclose())
         except faults.FOREIGN as error:
             raise self.broken(error) from error
         finally:
