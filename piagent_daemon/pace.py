@@ -13,6 +13,7 @@ from typing import Final, Self
 
 from piagent_daemon.contract import Stage
 from piagent_daemon.values import Delta, Finish
+from piagent_daemon.waiting import end
 
 _READERS: Final[set[asyncio.Task[None]]] = set()
 """The loop itself holds a task only weakly, and a reader may outlive its Pace."""
@@ -61,14 +62,14 @@ class Pace:
             self._ring.cancel()
         if self.finish and not error:  # it only closes what was read, and nobody need wait for that
             return
-        self._task.cancel()
+        end(self._task)
         if not self._task.done():
             await asyncio.wait([self._task])
 
     def close(self) -> None:
         """Stop reading at once: the connection to the model server closes and the listener sees the end."""
         if self._task:
-            self._task.cancel()
+            end(self._task)
 
     def entered(self, stage: Stage, detail: str) -> None:
         """Note that the stream has come to another stage before its first text."""
