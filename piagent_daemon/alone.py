@@ -14,6 +14,7 @@ from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Settings
 from piagent_daemon.tries import Tries
 from piagent_daemon.values import Message
+from piagent_daemon.waiting import end
 
 NOBODY: Final = Agent(name="llm", system="")
 """Stands where a job names its agent: no prompt, no options of its own."""
@@ -83,7 +84,7 @@ class Errand:
 
         async def work(job: Job) -> AsyncGenerator[Event, None]:
             task = asyncio.get_running_loop().create_task(patiently(), name=f"errand {job.request_id}")
-            job.attach(task.cancel)
+            job.attach(lambda: end(task))
             try:
                 done, _ = await asyncio.wait([task], timeout=settings.total_timeout_s)
                 if not done:
@@ -95,7 +96,7 @@ class Errand:
             except PiagentError as error:
                 yield job.failure(error)
             finally:
-                task.cancel()
+                end(task)
 
         self._job.work, self._job.size = work, size
         self._scheduler.take(self._job)

@@ -8,7 +8,8 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 AGAIN_S: Final = 0.02
-"""After so long somebody looks whether a cancelled task has come to its end."""
+LOOKS: Final = 50
+"""How many seconds apart, and how often, somebody looks whether a cancelled task has come to its end."""
 
 
 async def woken(event: asyncio.Event, seconds: float) -> bool:
@@ -35,16 +36,16 @@ async def first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
             task.cancel()
 
 
-def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task; one that is being cancelled already, only when that is over and it goes on.
+def end(task: asyncio.Task[Any], looks: int = LOOKS) -> None:
+    """Cancel a task; one that is being cancelled already, only when that is over and it goes on, or lasts.
 
     A cancellation that meets another in the middle of closing a connection would cut that short: httpcore then counts
     the connection as closed and in use for ever.
     """
     if task.done():
         return
-    if task.cancelling():
-        asyncio.get_running_loop().call_later(AGAIN_S, end, task)
+    if task.cancelling() and looks:
+        asyncio.get_running_loop().call_later(AGAIN_S, end, task, looks - 1)
     else:
         task.cancel()
 

@@ -5,7 +5,7 @@ import base64
 import json
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
@@ -121,7 +121,7 @@ class Http:
         password = address.userinfo.partition(":")[2]
         secrets = (config.key, address.userinfo, password, *(value.partition(" ")[2] for value in given.values()))
         self.secrets: Sequence[str] = [secret for secret in secrets if secret]
-        self._drains: set[asyncio.Task[None]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
         self._headers = httpx.Headers({**HEADERS, **_host(address), **given}).raw
         # Reads, writes and the wait for a connection are bounded by Deadlines, or by a timeout around a call.
@@ -155,11 +155,9 @@ class Http:
             finally:
                 await lines.aclose()
                 if lines.complete:
-                    drain = asyncio.create_task(lines.drain(response), name="provider-drain")
-                    self._drains.add(drain)
-                    drain.add_done_callback(self._drains.discard)
-                else:  # shielded: a second reason to stop may come while the first one closes
-                    await asyncio.shield(response.aclose())
+                    self._aside(lines.drain(response))
+                else:
+                    await asyncio.shield(self._aside(response.aclose()))
         except faults.FOREIGN as error:
             raise self.broken(error) from error
         finally:
@@ -182,7 +180,7 @@ class Http:
                     await self._check(response, model)
                     raw = await _read(response, BODY_BYTES)
                 finally:
-                    await response.aclose()
+                    await asyncio.shield(self._aside(response.aclose()))
         except TimeoutError:
             raise ProviderTimeout(f"no answer from the model server at {self.server} within {timeout_s:g} s") from None
         except faults.FOREIGN as error:
@@ -204,12 +202,19 @@ class Http:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        drains = list(self._drains)
-        for drain in drains:
-            drain.cancel()
-        await asyncio.gather(*drains, return_exceptions=True)
+        closings = list(self._closings)
+        for closing in closings:
+            closing.cancel()
+        await asyncio.gather(*closings, return_exceptions=True)
         self._closed = True
         await self._transport.aclose()
+
+    def _aside(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Close an answer in a task of its own: cut short by a cancellation, it would keep its place in the pool."""
+        task = asyncio.create_task(closing, name="close an answer")
+        self._closings.add(task)
+        task.add_done_callback(self._closings.discard)
+        return task
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
         """Send a request and return the answer when its head is there; its body is still to be read.

@@ -5,8 +5,9 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from piagent_daemon.errors import (
     RateLimited,
     Unauthorized,
 )
+from piagent_daemon.pace import Pace
 from piagent_daemon.providers.config import place
+from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.ollama import OllamaProvider
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Delta, Finish, Message
@@ -161,6 +164,50 @@ async def test_thinking_is_kept_apart_and_asked_for_only_where_it_can_be(
     assert (text, thinking) == ("", THOUGHT)
     assert finish is not None
     assert finish.reason == "length"
+
+
+@pytest.mark.parametrize("order", ["deadline first", "listener first"])
+async def test_two_reasons_to_stop_at_one_moment_leave_no_connection_behind(
+    server: FakeOllama, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    loop, fire = asyncio.get_running_loop(), Deadlines._fire
+    server.next("endless", tokens_per_s=50)
+    async with connected(server.url, total_timeout_s=1) as provider:
+        pace = Pace(provider.chat(REQUEST), 0.0, 1_000_000)
+
+        def both(deadlines: Deadlines) -> None:
+            reasons: list[Callable[[], None]] = [partial(fire, deadlines), pace.close]
+            if order == "listener first":
+                reasons.reverse()
+            reasons[0]()
+            loop.call_soon(reasons[1])
+
+        monkeypatch.setattr(Deadlines, "_fire", both)
+        async with pace:
+            while not pace.ended:
+                await pace.wait(loop.time() + 5)
+                while pace.text_due:
+                    pace.take()
+        await server.until(lambda fake: fake.questions[-1].disconnected)
+        transport: Any = provider._http._transport
+        assert not transport._pool.connections
+        assert (await collect(provider))[2]
+
+
+@pytest.mark.parametrize("turns", range(1, 5))
+async def test_a_closing_that_is_cancelled_is_finished_all_the_same(server: FakeOllama, turns: int) -> None:
+    server.next("endless", tokens_per_s=50)
+    async with connected(server.url) as provider:
+        answer = provider.chat(REQUEST)
+        await anext(answer)
+        closing = asyncio.ensure_future(answer.aclose())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await server.until(lambda fake: fake.questions[-1].disconnected)
+        transport: Any = provider._http._transport
+        assert not transport._pool.connections
 
 
 async def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_stream() -> None:
