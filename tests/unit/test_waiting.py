@@ -1,15 +1,11 @@
 """Waiting for something, but not for ever."""
 
-import ast
 import asyncio
 import threading
-from pathlib import Path
 
 import pytest
 
 from piagent_daemon.waiting import end, in_thread, woken
-
-PACKAGE = Path(__file__).parents[2] / "piagent_daemon"
 
 
 async def test_it_tells_whether_the_event_came() -> None:
@@ -93,10 +89,3 @@ async def test_a_thread_that_nobody_waits_for_is_undone() -> None:
     assert task.cancelled()
     let_go.set()
     await asyncio.wait_for(undone.wait(), 5)
-
-
-def test_nothing_waits_in_the_way_that_swallows_cancellations() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                assert (node.value.id, node.attr) != ("asyncio", "wait_for"), path
