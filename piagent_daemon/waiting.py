@@ -62,7 +62,7 @@ async def in_thread(call: Callable[[], T], name: str, otherwise: Callable[[], ob
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def end(settle: Callable[[], None]) -> None:
+    def tell(settle: Callable[[], None]) -> None:
         (otherwise if done.cancelled() else settle)()
 
     def run() -> None:
@@ -71,7 +71,7 @@ async def in_thread(call: Callable[[], T], name: str, otherwise: Callable[[], ob
         except BaseException as error:  # noqa: BLE001 - whoever waits gets it; else they would wait for ever
             settle = partial(done.set_exception, error)
         try:
-            loop.call_soon_threadsafe(end, settle)
+            loop.call_soon_threadsafe(tell, settle)
         except RuntimeError:  # the loop is closed: the process ends
             otherwise()
 
