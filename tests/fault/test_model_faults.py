@@ -227,9 +227,10 @@ async def test_21_broken_off_before_the_first_token_is_asked_again(house: HouseF
             home.server.next(mode, after=0)
             assert (await answer(home, f"lucky {mode}"))["type"] == "final"
             assert len(home.server.questions) == count + 2
-            # the first try finds a connection that was kept, whose loss says nothing yet
-            home.server.next(mode, after=0, times=3 if mode == "rst" else 2)
+            tries = 3 if mode == "rst" else 2  # the first finds a connection that was kept, whose loss says nothing yet
+            home.server.next(mode, after=0, times=tries)
             failed(await answer(home, f"unlucky {mode}"), "provider_unavailable")
+            assert len(home.server.questions) == count + 2 + tries
         await home.good()
         await home.well()
 
