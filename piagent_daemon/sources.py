@@ -176,7 +176,8 @@ class Reader:
 
     def _toml(self, path: Path | None) -> dict[str, Found]:
         if path is None:
-            path = next((candidate for candidate in CONFIG_PATHS if may_be_file(candidate)), None)
+            # A folder counts, and cannot be read: Docker makes one where the file that it is to mount is missing.
+            path = next((place for place in CONFIG_PATHS if may_be_file(place) or place.is_dir()), None)
             if path is None:
                 return {}
         import tomllib  # noqa: PLC0415 (only where there is a file)

@@ -103,6 +103,11 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
     assert problems(tmp_path / "none.toml") == (f"{tmp_path}/none.toml cannot be read: No such file or directory",)
 
 
+def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "piagent.toml").mkdir()
+    assert problems() == ("piagent.toml cannot be read: Is a directory",)
+
+
 @pytest.mark.parametrize("text", ["true", "True", "1", "yes", "YES", "y", "on", " On "])
 def test_words_for_yes(text: str) -> None:
     assert load(MQTT_TLS=text).settings.mqtt_tls is True
