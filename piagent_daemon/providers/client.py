@@ -4,9 +4,9 @@ import asyncio
 import base64
 import json
 import logging
-import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -16,10 +16,10 @@ from piagent_daemon.errors import ProviderError, ProviderTimeout
 from piagent_daemon.providers import faults
 from piagent_daemon.providers.address import Address
 from piagent_daemon.providers.config import ProviderConfig
+from piagent_daemon.providers.connections import Connection, Connections
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA, Site
 from piagent_daemon.providers.ndjson import NdjsonReader, without_surrogates
-from piagent_daemon.providers.sockets import KeptTransport, PlainTransport
 
 log = logging.getLogger("piagent.providers")
 
@@ -28,21 +28,9 @@ HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "Content-Type": "appl
 ERROR_BODY_BYTES = 8192
 BODY_BYTES = 8 * 1_048_576
 ERROR_BODY_TIMEOUT_S = 5.0
-KEEP_S = 60.0
 DRAIN_S = 1.0
 DRAIN_BYTES = 65_536
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-_KEEP_ALIVE: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-if hasattr(socket, "TCP_USER_TIMEOUT"):
-    # A server whose power fails in a long model load says nothing any more: without these it would cost the whole
-    # first-token timeout to notice.
-    _KEEP_ALIVE += [
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-    ]
 
 
 class LineStream:
@@ -52,6 +40,7 @@ class LineStream:
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - our transports give no other
         # The stream itself, not aiter_raw: that only counts bytes, at a tenth of the cost of a token.
         self._parts = response.stream.__aiter__()
+        self._response = response
         self._http = http
         self._deadlines = deadlines
         self._model = model
@@ -89,19 +78,22 @@ class LineStream:
     async def aclose(self) -> None:
         """Stop reading."""
 
-    async def drain(self, response: httpx.Response) -> None:
-        """Read what follows the end, within bounds: a connection that was read to its end can be used again."""
-        size = 0
+    async def end(self) -> None:
+        """Be done with the answer; a complete one is read to the end of its stream, so that another can follow."""
         try:
+            if self.complete:
+                await self._drain()
+        finally:
+            await self._response.aclose()
+
+    async def _drain(self) -> None:
+        size = 0
+        with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 async for data in self._parts:
                     size += len(data)
                     if size > DRAIN_BYTES:
                         break
-        except (TimeoutError, *faults.FOREIGN) as error:
-            log.debug("the connection is not kept: %r", error)
-        finally:
-            await response.aclose()
 
 
 class Http:
@@ -121,19 +113,10 @@ class Http:
         password = address.userinfo.partition(":")[2]
         secrets = (config.key, address.userinfo, password, *(value.partition(" ")[2] for value in given.values()))
         self.secrets: Sequence[str] = [secret for secret in secrets if secret]
-        self._closings: set[asyncio.Task[None]] = set()
-        self._closed = False
         self._headers = httpx.Headers({**HEADERS, **_host(address), **given}).raw
         # Reads, writes and the wait for a connection are bounded by Deadlines, or by a timeout around a call.
         self._extensions = {"timeout": httpx.Timeout(None, connect=config.connect_timeout_s).as_dict()}
-        self._transport = _transport(
-            address,
-            httpx.Limits(
-                max_connections=config.connections,
-                max_keepalive_connections=config.connections,
-                keepalive_expiry=KEEP_S,
-            ),
-        )
+        self._connections = Connections(_certificates() if address.scheme == "https" else None, config.connections)
 
     @asynccontextmanager
     async def stream(
@@ -146,22 +129,23 @@ class Http:
         kind: type[LineStream] = LineStream,
     ) -> AsyncGenerator[LineStream, None]:
         """Post `body` and hand out the answer as a `kind`; leaving closes the connection unless it was complete."""
+        connection = self._connections.take()
+        lines: LineStream | None = None
         try:
-            response = await deadlines.read(self._send("POST", path, body))
+            response = await deadlines.read(self._send(connection, "POST", path, body))
             lines = kind(self, response, deadlines, model)
             try:
                 await self._check(response, model)
                 yield lines
             finally:
                 await lines.aclose()
-                if lines.complete:
-                    self._aside(lines.drain(response))
-                else:
-                    await asyncio.shield(self._aside(response.aclose()))
         except faults.FOREIGN as error:
             raise self.broken(error) from error
         finally:
             deadlines.close()
+            left = self._connections.leave(connection, lines.end if lines else None)
+            if not (lines and lines.complete):
+                await left
 
     async def call(
         self,
@@ -173,18 +157,19 @@ class Http:
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> dict[str, Any]:
         """Return the JSON object that a short call answers with; an empty answer is an empty object."""
+        connection, last = self._connections.take(), None
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._send(method, path, body)
-                try:
-                    await self._check(response, model)
-                    raw = await _read(response, BODY_BYTES)
-                finally:
-                    await asyncio.shield(self._aside(response.aclose()))
+                response = await self._send(connection, method, path, body)
+                last = response.aclose
+                await self._check(response, model)
+                raw = await _read(response, BODY_BYTES)
         except TimeoutError:
             raise ProviderTimeout(f"no answer from the model server at {self.server} within {timeout_s:g} s") from None
         except faults.FOREIGN as error:
             raise self.broken(error) from error
+        finally:
+            await self._connections.leave(connection, last)
         try:
             value = json.loads(raw) if raw.strip() else {}
             if b"\\u" in raw:
@@ -202,33 +187,21 @@ class Http:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        closings = list(self._closings)
-        for closing in closings:
-            closing.cancel()
-        await asyncio.gather(*closings, return_exceptions=True)
-        self._closed = True
-        await self._transport.aclose()
+        await self._connections.aclose()
 
-    def _aside(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Close an answer in a task of its own: cut short by a cancellation, it would keep its place in the pool."""
-        task = asyncio.create_task(closing, name="close an answer")
-        self._closings.add(task)
-        task.add_done_callback(self._closings.discard)
-        return task
-
-    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
+    async def _send(
+        self, connection: Connection, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> httpx.Response:
         """Send a request and return the answer when its head is there; its body is still to be read.
 
         `path` is below the server's address, or an address itself.
         """
-        if self._closed:
-            raise ProviderError("the connections to the model server are closed")
         address = self.server + path if path.startswith("/") else path
         content = None if body is None else _encode(body).encode(errors="replace")
         request = httpx.Request(
             method, _url(address), headers=self._headers, content=content, extensions=self._extensions
         )
-        return await self._transport.handle_async_request(request)
+        return await connection.handle_async_request(request)
 
     async def _check(self, response: httpx.Response, model: str) -> None:
         """Raise for everything but a plain, uncompressed answer with status 200."""
@@ -283,13 +256,7 @@ async def _read(response: httpx.Response, limit: int, *, strict: bool = True) ->
     return bytes(body[:limit])
 
 
-def _transport(address: Address, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
-    if address.scheme == "https":
-        return KeptTransport(verify=_certificates(), trust_env=False, limits=limits, socket_options=_KEEP_ALIVE)
-    return PlainTransport(limits, _KEEP_ALIVE)
-
-
-def _certificates() -> Any:
+def _certificates() -> ssl.SSLContext:
     """Trust the well-known authorities and those of this machine, where a home's own authority would be."""
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()

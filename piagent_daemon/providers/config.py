@@ -34,8 +34,8 @@ class ProviderConfig:
     """One provider: what people call it (`name`), its line in the table (`kind`), its address, key, model and patience.
 
     `url` empty means the kind's own address. `context_tokens` is the size of a local model's window where a call does
-    not name one. At most `connections` are open at a time; times are in seconds. `url_setting` and `key_setting` are
-    what messages tell people to correct.
+    not name one. Up to `connections` are kept open between questions; times are in seconds. `url_setting` and
+    `key_setting` are what messages tell people to correct.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Connections for httpx: what the end of a kept one means, and plain TCP straight on asyncio.
+"""Plain TCP for httpcore, straight on asyncio.
 
 Source: httpcore, "Network backends" (the documented place for this). Its own backend asks the kernel twice around every
 read to stop and start watching the socket, and sends the head and the body of a request apart; for an answer of many
@@ -6,60 +6,13 @@ small pieces those system calls are most of the work, and the first of them dela
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
 import httpcore
-import httpx
-
-log = logging.getLogger("piagent.providers")
 
 MAX_HELD_BYTES: Final = 262_144
 SEND_BYTES: Final = 65_536
-
-
-class KeptTransport(httpx.AsyncHTTPTransport):
-    """httpx's transport, which does not take the end of a kept connection for the failure of a server.
-
-    A server may close a connection between two requests at any moment, also in the one in which the next is sent.
-    Source: RFC 9112, section 9.3.1.
-    """
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; once more at once when it went over a kept connection that ended without an answer."""
-        connected = False
-
-        async def trace(event: str, _: Any) -> None:
-            nonlocal connected
-            connected = connected or event == "connection.connect_tcp.started"
-
-        request.extensions = {**request.extensions, "trace": trace}
-        try:
-            return await super().handle_async_request(request)
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
-            protocol = isinstance(error, httpx.RemoteProtocolError)
-            if connected or (protocol and "without sending a response" not in str(error)):
-                raise
-            log.debug("a kept connection had ended: %r", error)
-        for connection in self._pool.connections:
-            if connection.is_idle():  # the others are no newer
-                await connection.aclose()
-        return await super().handle_async_request(request)
-
-
-class PlainTransport(KeptTransport):
-    """httpx's transport for `http://` with the backend of this module and no TLS context."""
-
-    def __init__(self, limits: httpx.Limits, socket_options: Iterable[tuple[int, int, int]]) -> None:
-        """Open nothing yet; the base class would make a TLS context that is never used."""
-        self._pool = httpcore.AsyncConnectionPool(
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
-            socket_options=socket_options,
-            network_backend=TcpBackend(),
-        )
 
 
 class TcpBackend(httpcore.AsyncNetworkBackend):

@@ -112,6 +112,10 @@ class FakeOllama:
         return self._http.accepted
 
     @property
+    def open_connections(self) -> int:
+        return len(self._http.connections)
+
+    @property
     def questions(self) -> list[Record]:
         """The requests for an answer, without preloads and priming."""
         return [record for record in self.requests if record.is_question]

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -189,25 +189,32 @@ async def test_two_reasons_to_stop_at_one_moment_leave_no_connection_behind(
                 while pace.text_due:
                     pace.take()
         await server.until(lambda fake: fake.questions[-1].disconnected)
-        transport: Any = provider._http._transport
-        assert not transport._pool.connections
         assert (await collect(provider))[2]
 
 
-@pytest.mark.parametrize("turns", range(1, 5))
-async def test_a_closing_that_is_cancelled_is_finished_all_the_same(server: FakeOllama, turns: int) -> None:
-    server.next("endless", tokens_per_s=50)
-    async with connected(server.url) as provider:
-        answer = provider.chat(REQUEST)
-        await anext(answer)
-        closing = asyncio.ensure_future(answer.aclose())
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        closing.cancel()
-        await asyncio.wait([closing])
-        await server.until(lambda fake: fake.questions[-1].disconnected)
-        transport: Any = provider._http._transport
-        assert not transport._pool.connections
+LEFT: dict[str, Callable[[OllamaProvider], Coroutine[Any, Any, Any]]] = {
+    "an answer": collect,
+    "a list": lambda provider: provider.models(),
+    "a vector": lambda provider: provider.embed(["a"], DEFAULT_MODEL),
+}
+
+
+@pytest.mark.parametrize("mode", ["ok", "503", "eof", "rst"])
+@pytest.mark.parametrize("what", LEFT)
+async def test_whenever_a_call_is_cancelled_the_next_one_is_answered(server: FakeOllama, what: str, mode: str) -> None:
+    async with connected(server.url, connect_timeout_s=2, first_token_timeout_s=2) as provider:
+        for turns in range(60):
+            server.mode = mode
+            call = asyncio.ensure_future(LEFT[what](provider))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+            server.mode = "ok"
+            if turns % 2:  # else the next call begins on a new connection
+                assert (await collect(provider))[2] is not None
+        kept = provider._config.connections
+        await server.until(lambda fake: not provider._http._connections._used and fake.open_connections <= kept)
 
 
 async def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_stream() -> None:

@@ -14,8 +14,9 @@ import pytest
 from piagent_daemon.providers.address import parse_address
 from piagent_daemon.providers.client import Http
 from piagent_daemon.providers.config import ProviderConfig
+from piagent_daemon.providers.connections import Connection, Connections
 from piagent_daemon.providers.faults import excerpt
-from piagent_daemon.providers.sockets import SEND_BYTES, KeptTransport, PlainTransport, TcpBackend
+from piagent_daemon.providers.sockets import SEND_BYTES, TcpBackend
 from tests.fakes.certificates import make_certificates
 
 INTERFACES = Path("/proc/net/if_inet6")
@@ -45,7 +46,7 @@ async def server(handler: Handler, tls: ssl.SSLContext | None = None, host: str 
 
 
 def client() -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=PlainTransport(httpx.Limits(max_connections=2), ()), trust_env=False, timeout=5)
+    return httpx.AsyncClient(transport=Connection(None), trust_env=False, timeout=5)
 
 
 async def test_head_and_body_leave_together() -> None:
@@ -197,10 +198,21 @@ async def test_a_request_over_a_kept_connection_that_ends_is_sent_once_more(*, r
 
 async def test_it_is_sent_over_a_new_connection_also_where_others_are_kept() -> None:
     handler = Forgetful()
-    async with server(handler) as port, client() as http:
-        url = f"http://127.0.0.1:{port}"
-        await asyncio.gather(*(http.post(f"{url}/both", content=b"body") for _ in range(2)))
-        assert (await http.post(f"{url}/", content=b"body")).text == "ok"
+    async with server(handler) as port:
+        connections = Connections(None, keep=2)
+
+        async def ask(path: str) -> bytes:
+            connection = connections.take()
+            request = httpx.Request("POST", f"http://127.0.0.1:{port}{path}", content=b"body")
+            response = await connection.handle_async_request(request)
+            try:
+                return await response.aread()
+            finally:
+                await connections.leave(connection, response.aclose)
+
+        await asyncio.gather(*(ask("/both") for _ in range(2)))
+        assert await ask("/") == b"ok"
+        await connections.aclose()
     assert handler.log[2:] in ([(1, 2), (3, 1)], [(2, 2), (3, 1)])
 
 
@@ -234,8 +246,7 @@ async def test_the_same_over_tls(tmp_path: Path) -> None:
     tls.load_cert_chain(certificate, key)
     trust = ssl.create_default_context(cafile=str(ca))
     handler = Forgetful()
-    transport = KeptTransport(verify=trust, trust_env=False)
-    async with server(handler, tls) as port, httpx.AsyncClient(transport=transport, trust_env=False) as http:
+    async with server(handler, tls) as port, httpx.AsyncClient(transport=Connection(trust), trust_env=False) as http:
         for _ in range(2):
             assert (await http.post(f"https://127.0.0.1:{port}/", content=b"body")).text == "ok"
     assert handler.log == [(1, 1), (1, 2), (2, 1)]
