@@ -14,7 +14,6 @@ from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Settings
 from piagent_daemon.tries import Tries
 from piagent_daemon.values import Message
-from piagent_daemon.waiting import end
 
 NOBODY: Final = Agent(name="llm", system="")
 """Stands where a job names its agent: no prompt, no options of its own."""
@@ -84,7 +83,7 @@ class Errand:
 
         async def work(job: Job) -> AsyncGenerator[Event, None]:
             task = asyncio.get_running_loop().create_task(patiently(), name=f"errand {job.request_id}")
-            job.attach(lambda: end(task))
+            job.attach(task.cancel)
             try:
                 done, _ = await asyncio.wait([task], timeout=settings.total_timeout_s)
                 if not done:
@@ -96,7 +95,7 @@ class Errand:
             except PiagentError as error:
                 yield job.failure(error)
             finally:
-                end(task)
+                task.cancel()
 
         self._job.work, self._job.size = work, size
         self._scheduler.take(self._job)

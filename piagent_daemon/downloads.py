@@ -10,7 +10,6 @@ from piagent_daemon.ports import Provider
 from piagent_daemon.settings import Settings
 from piagent_daemon.tries import Tries
 from piagent_daemon.values import PullProgress
-from piagent_daemon.waiting import end
 
 log = logging.getLogger("piagent.models")
 
@@ -31,7 +30,7 @@ class Download:
 
     def stop(self) -> None:
         """Close the connection: the server keeps what it has, and a later download goes on there."""
-        end(self._task)
+        self._task.cancel()
 
     async def steps(self, interval_s: float) -> AsyncGenerator[PullProgress, None]:
         """Yield how far it is, at most once per interval; leaving early stops it.

@@ -13,7 +13,6 @@ from typing import Final, Self
 
 from piagent_daemon.contract import Stage
 from piagent_daemon.values import Delta, Finish
-from piagent_daemon.waiting import end
 
 _READERS: Final[set[asyncio.Task[None]]] = set()
 """The loop itself holds a task only weakly, and a reader may outlive its Pace."""
@@ -62,14 +61,14 @@ class Pace:
             self._ring.cancel()
         if self.finish and not error:  # it only closes what was read, and nobody need wait for that
             return
-        end(self._task)
+        self._task.cancel()
         if not self._task.done():
             await asyncio.wait([self._task])
 
     def close(self) -> None:
         """Stop reading at once: the connection to the model server closes and the listener sees the end."""
         if self._task:
-            end(self._task)
+            self._task.cancel()
 
     def entered(self, stage: Stage, detail: str) -> None:
         """Note that the stream has come to another stage before its first text."""

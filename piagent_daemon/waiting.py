@@ -4,12 +4,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-AGAIN_S: Final = 0.02
-LOOKS: Final = 50
-"""How many seconds apart, and how often, somebody looks whether a cancelled task has come to its end."""
 
 
 async def woken(event: asyncio.Event, seconds: float) -> bool:
@@ -34,20 +31,6 @@ async def first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def end(task: asyncio.Task[Any], looks: int = LOOKS) -> None:
-    """Cancel a task; one that is being cancelled already, only when that is over and it goes on, or lasts.
-
-    A cancellation that meets another in the middle of closing a connection would cut that short: httpcore then counts
-    the connection as closed and in use for ever.
-    """
-    if task.done():
-        return
-    if task.cancelling() and looks:
-        asyncio.get_running_loop().call_later(AGAIN_S, end, task, looks - 1)
-    else:
-        task.cancel()
 
 
 def _nothing() -> None:

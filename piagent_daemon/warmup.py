@@ -12,7 +12,6 @@ from piagent_daemon.ladder import Ladder
 from piagent_daemon.rung import Rung
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ChatRequest, Message
-from piagent_daemon.waiting import end
 
 log = logging.getLogger("piagent.warmup")
 
@@ -40,7 +39,7 @@ class Warmup:
         if not wanted:
             return
         if self._task and not self._task.done():
-            end(self._task)
+            self._task.cancel()
             wanted |= self._left
         agents = [agent for name, agent in self._config.agents.items() if name in wanted]
         agents.sort(key=lambda agent: agent.name == self._config.settings.default_agent)
@@ -51,13 +50,13 @@ class Warmup:
     async def stop(self) -> None:
         """Give up what is not primed yet."""
         if self._task:
-            end(self._task)
+            self._task.cancel()
             await asyncio.wait([self._task])
 
     async def reload(self, rung: Rung, model: str) -> None:
         """Have a server drop a model and load it anew, its agents' prompts with it. Raises ProviderError."""
         if self._task:
-            end(self._task)
+            self._task.cancel()
         await rung.provider.unload(model)
         agents, default = self._config.agents, self._config.settings.default_agent
         its = [agent for agent in agents.values() if self._ladder.home(agent.provider) is rung]

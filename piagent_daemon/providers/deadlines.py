@@ -8,9 +8,6 @@ from piagent_daemon.errors import ProviderTimeout
 
 T = TypeVar("T")
 
-CLOSING_S = 1.0
-"""So long a read that is being given up already may take to close its connection."""
-
 
 class Deadlines:
     """Bounds how long reads may take, each for itself and all together.
@@ -24,7 +21,6 @@ class Deadlines:
         "_cancelling",
         "_due",
         "_end",
-        "_gave_way",
         "_hit",
         "_loop",
         "_seconds",
@@ -45,7 +41,6 @@ class Deadlines:
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self._hit = False
-        self._gave_way = False
 
     def allow(self, seconds: float, what: str) -> None:
         """Give the coming reads together `seconds` from now, until the next call; `what` is what they wait for."""
@@ -87,9 +82,6 @@ class Deadlines:
         self._timer = None
         if self._loop.time() < self._due:
             self._schedule()
-        elif self._task is not None and self._task.cancelling() and not self._gave_way:  # see `waiting.end`
-            self._gave_way = True
-            self._timer = self._loop.call_later(CLOSING_S, self._fire)
         elif self._task is not None:
             self._hit = True
             self._cancelling = self._task.cancelling()

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from piagent_daemon.waiting import end, in_thread, woken
+from piagent_daemon.waiting import in_thread, woken
 
 
 async def test_it_tells_whether_the_event_came() -> None:
@@ -34,40 +34,6 @@ async def test_a_cancellation_that_comes_with_the_event_counts(turns: int) -> No
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task], timeout=1)
-    assert task.cancelled()
-
-
-async def test_ending_twice_lets_the_first_end_come_to_its_end() -> None:
-    closed = asyncio.Event()
-
-    async def work() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0.01)
-            closed.set()
-
-    task = asyncio.create_task(work())
-    await asyncio.sleep(0)
-    end(task)
-    end(task)
-    await asyncio.wait([task], timeout=5)
-    assert task.cancelled()
-    assert closed.is_set()
-
-
-async def test_a_task_whose_closing_lasts_is_ended_after_a_while() -> None:
-    async def work() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(60)
-
-    task = asyncio.create_task(work())
-    await asyncio.sleep(0)
-    end(task)
-    end(task, looks=2)
-    await asyncio.wait([task], timeout=5)
     assert task.cancelled()
 
 
