@@ -1,5 +1,6 @@
 """What answers `piagent/request/<method>` (contract section 5); the methods themselves are in `admin_…`."""
 
+import asyncio
 import inspect
 import logging
 from collections.abc import AsyncGenerator
@@ -134,12 +135,16 @@ async def _attempt(store: ConversationStore, delivery: Delivery | None) -> Async
         return
     ticket = await store.open(delivery, Ticket("", str(uuid4())))
     begun = await store.begin(ticket.request_id, ticket.conversation_id)
+    if begun.crashes >= MAX_CRASHES:
+        raise InternalError(GIVEN_UP)
+    leave = store.forget
     try:
-        if begun.crashes >= MAX_CRASHES:
-            raise InternalError(GIVEN_UP)
         yield
+    except (asyncio.CancelledError, GeneratorExit):  # the broker brings it after the restart
+        leave = store.release
+        raise
     finally:
-        await store.release(ticket.request_id, ticket.conversation_id)
+        await leave(ticket.request_id, ticket.conversation_id)
 
 
 def load(name: str) -> Any:

@@ -100,6 +100,9 @@ class ConversationStore(Protocol):
     async def release(self, request_id: str, conversation_id: str) -> None:
         """Give an attempt back at a graceful stop: the request will come again, and this was no crash."""
 
+    async def forget(self, request_id: str, conversation_id: str) -> None:
+        """Strike a request out of the journal that came to its end, and whose answer need not be kept."""
+
     async def load(self, conversation_id: str) -> Conversation:
         """Return what is remembered; an empty Conversation for an unknown or expired one. Counts as use (LRU, TTL)."""
 

@@ -102,7 +102,7 @@ class Journal:
         if entry is None:
             return
         if not entry.key:
-            self._remove(name)
+            self.forget(name)
             return
         self._bytes -= entry.size()
         entry.terminal = terminal
@@ -110,6 +110,17 @@ class Journal:
         self._bytes += entry.size()
         self._touch(name, entry)
         self._trim()
+
+    def forget(self, name: RequestId) -> None:
+        """Strike a request out, if it is there."""
+        entry = self._all.pop(name, None)
+        if entry is None:
+            return
+        self._bytes -= entry.size()
+        self._cleared.discard(name)
+        if self._by_key.get(entry.key) == name:
+            del self._by_key[entry.key]
+        self._note(name, entry)
 
     def clear(self, conversation_id: str | None) -> None:
         """Forget the replies of one conversation or of all, those whose window is still open when it is over."""
@@ -135,14 +146,14 @@ class Journal:
         for name in list(self._cleared):
             entry = self._all[name]
             if entry.terminal is not None and entry.changed < oldest:
-                self._remove(name)
+                self.forget(name)
 
     def sweep(self) -> None:
         """Forget entries that did not change for long, and those that were cleared when their window is over."""
         self._sweep_cleared()
         oldest = self._clock.monotonic() - self._keep_s
         while self._all and next(iter(self._all.values())).changed < oldest:
-            self._remove(next(iter(self._all)))
+            self.forget(next(iter(self._all)))
 
     def row(self, name: RequestId) -> JournalRow | None:
         """Return what a file should have of an entry; None when it is forgotten or of no use there."""
@@ -195,7 +206,7 @@ class Journal:
             self.changed.add(name)
 
     def _put(self, name: RequestId, entry: Entry, *, changed: bool = True) -> None:
-        self._remove(name)
+        self.forget(name)
         self._all[name] = entry
         self._bytes += entry.size()
         if entry.key:
@@ -203,17 +214,7 @@ class Journal:
         if changed:
             self._note(name, entry)
 
-    def _remove(self, name: RequestId) -> None:
-        entry = self._all.pop(name, None)
-        if entry is None:
-            return
-        self._bytes -= entry.size()
-        self._cleared.discard(name)
-        if self._by_key.get(entry.key) == name:
-            del self._by_key[entry.key]
-        self._note(name, entry)
-
     def _trim(self) -> None:
         while len(self._all) > MAX_ENTRIES or (self._bytes > MAX_BYTES and len(self._all) > 1):
             ended = (name for name, entry in self._all.items() if entry.terminal is not None)
-            self._remove(next(ended, next(iter(self._all))))
+            self.forget(next(ended, next(iter(self._all))))

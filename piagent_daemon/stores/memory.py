@@ -37,6 +37,9 @@ class MemoryStore:
     async def release(self, request_id: str, conversation_id: str) -> None:
         self._ledger.journal.release((conversation_id, request_id))
 
+    async def forget(self, request_id: str, conversation_id: str) -> None:
+        self._ledger.journal.forget((conversation_id, request_id))
+
     async def load(self, conversation_id: str) -> Conversation:
         return self._ledger.histories.load(conversation_id)
 

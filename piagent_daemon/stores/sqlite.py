@@ -105,6 +105,10 @@ class SqliteStore:
         self._ledger.journal.release((conversation_id, request_id))
         await self._save()
 
+    async def forget(self, request_id: str, conversation_id: str) -> None:
+        self._ledger.journal.forget((conversation_id, request_id))
+        await self._save()
+
     async def load(self, conversation_id: str) -> Conversation:
         # The time of use is written along with the next change; alone it is not worth a write to an SD card.
         return self._ledger.histories.load(conversation_id)

@@ -19,7 +19,7 @@ from piagent_daemon.settings import Settings
 from piagent_daemon.stores.memory import MemoryStore
 from piagent_daemon.systemd import Notifier
 from piagent_daemon.turn import Assistant, Config
-from piagent_daemon.values import DoorState, ModelInfo, ProviderState, PullProgress
+from piagent_daemon.values import Delivery, DoorState, ModelInfo, ProviderState, PullProgress
 from piagent_daemon.warmup import Warmup
 from piagent_daemon.watch import ProviderWatch
 from piagent_daemon.window import Ledger
@@ -149,10 +149,10 @@ class World:
             reporting=self.reporting,
         )
 
-    async def responses(self, method: str, payload: Any = b"") -> list[AdminResponse]:
+    async def responses(self, method: str, payload: Any = b"", delivery: Delivery | None = None) -> list[AdminResponse]:
         """Ask, and return all responses; the last one alone is no progress."""
         raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        async with asyncio.timeout(5), aclosing(self.desk.handle(method, raw)) as responses:
+        async with asyncio.timeout(5), aclosing(self.desk.handle(method, raw, delivery)) as responses:
             found = [response async for response in responses]
         assert [response.status == "progress" for response in found] == [True] * (len(found) - 1) + [False]
         return found

@@ -11,7 +11,8 @@ from piagent_daemon import files
 from piagent_daemon.admin_llm import MAX_INPUTS
 from piagent_daemon.admission import LARGE_WAITING_BYTES
 from piagent_daemon.errors import ModelNotFound, ProviderError, ProviderUnavailable
-from piagent_daemon.values import Delta, Message
+from piagent_daemon.scheduler import MAX_CRASHES
+from piagent_daemon.values import Delivery, Delta, Message, Ticket
 from tests.fakes.desk import Shop, World
 from tests.fakes.doubles import RecordingChannel, answer, incoming
 from tests.fakes.pictures import encoded, gif, png
@@ -61,6 +62,29 @@ async def test_nothing_is_remembered_and_no_agent_has_a_say(world: World) -> Non
     await world.ok("llm/chat", {"model": "m", "messages": [*messages, {"role": "user", "content": "Again"}]})
     assert [message.content for message in sent(world)] == ["Be rude.", "Hello", "Hm.", "Again"]
     assert [row["conversation_id"] for row in (await world.ok("conversations/list"))["conversations"]] == ["kitchen"]
+
+
+DURABLE = Delivery("packet:7:x", by_id=False, redelivered=False, durable=True)
+
+
+async def test_one_that_ended_leaves_nothing_in_the_journal(world: World) -> None:
+    await world.responses("llm/chat", HELLO, DURABLE)
+    world.provider.scripts = [lambda _: [ProviderError("broken")]]
+    await world.responses("llm/chat", HELLO, DURABLE)
+    assert (await world.store.open(DURABLE._replace(redelivered=True), Ticket("", "new"))).request_id == "new"
+    assert len(world.store._ledger.journal) == 1, "the entry of this very look"
+
+
+async def test_one_that_is_cut_off_is_no_crash(world: World) -> None:
+    world.provider.script = lambda _: [asyncio.Event()]
+    for _ in range(MAX_CRASHES + 1):
+        asking = asyncio.ensure_future(world.responses("llm/chat", HELLO, DURABLE))
+        await asyncio.wait([asking], timeout=0.01)
+        asking.cancel()
+        await asyncio.wait([asking])
+    known = await world.store.open(DURABLE._replace(redelivered=True), Ticket("", "new"))
+    assert known.request_id != "new"
+    assert known.crashes == 0
 
 
 async def test_options_reach_the_model_wherever_they_stand(world: World) -> None:

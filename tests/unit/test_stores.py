@@ -382,6 +382,14 @@ async def test_attempts_and_crashes(store: ConversationStore) -> None:
     assert (ended.attempt, ended.crashes, ended.terminal) == (3, 1, outcome().terminal)
 
 
+async def test_a_request_that_is_struck_out_is_unknown(store: ConversationStore) -> None:
+    await store.open(BY_ID, Ticket("kitchen", "r1"))
+    await store.begin("r1", "kitchen")
+    await store.forget("r1", "kitchen")
+    await store.forget("unknown", "kitchen")
+    assert await store.open(BY_ID, Ticket("kitchen", "r2")) == Ticket("kitchen", "r2", attempt=1, crashes=0)
+
+
 async def test_the_same_request_id_in_two_conversations_is_two_requests(store: ConversationStore) -> None:
     await store.open(BY_ID, Ticket("kitchen", "r1"))
     await store.open(Delivery("id:hall:r1", by_id=True, redelivered=False, durable=True), Ticket("hall", "r1"))
