@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +32,31 @@ async def first_of(*waits: Coroutine[Any, Any, Any], timeout_s: float) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def fulfil(future: Future[T], call: Callable[[], T]) -> None:
+    """Put what `call` returns or raises into `future`, unless that was cancelled before."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
+        future.set_exception(error)
+
+
+class LooseThreads(ThreadPoolExecutor):
+    """Runs each call in a thread of its own, for which the end of the process does not wait.
+
+    As the executor of an event loop (which takes no other kind) it looks host names up, and a name server that is away
+    takes half a minute.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Have `fn` run at once."""
+        future: Future[T] = Future()
+        work = partial(fulfil, future, partial(fn, *args, **kwargs))
+        threading.Thread(target=work, name="loose", daemon=True).start()
+        return future
 
 
 def _nothing() -> None:

@@ -28,6 +28,8 @@ CLOUD = "https://ollama.com"
 PROBE_S = 2.5
 EMBED_S = 120.0
 """The first text loads the model."""
+MAX_MODELS = 64
+"""Of so many the window is kept in mind with which they were last asked."""
 PULL_IDLE_S = 600.0
 """Checking the digest of a large model on an SD card says nothing for minutes."""
 
@@ -55,7 +57,11 @@ class OllamaProvider(Remote):
 
     @asynccontextmanager
     async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple["LineStream", Hear], None]:
-        self._windows[wire.canonical(request.model)] = request.context_tokens
+        model = wire.canonical(request.model)
+        self._windows.pop(model, None)
+        self._windows[model] = request.context_tokens
+        if len(self._windows) > MAX_MODELS:  # anybody may name models that nobody has
+            del self._windows[next(iter(self._windows))]
         if self._paid:  # the cloud has no structured outputs
             request = in_words(request)
         path, body = wire.chat_body(request, await self._think(request), self._keep_alive)

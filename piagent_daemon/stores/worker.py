@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
+
+from piagent_daemon.waiting import fulfil
 
 T = TypeVar("T")
 
@@ -19,16 +22,7 @@ class Worker:
     def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
         """Have `call` run; what it returns or raises is in the future."""
         future: Future[T] = Future()
-
-        def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(call(*arguments))
-            except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
-                future.set_exception(error)
-
-        self._waiting.put(work)
+        self._waiting.put(partial(fulfil, future, partial(call, *arguments)))
         if self._thread.ident is None:
             self._thread.start()
         return future

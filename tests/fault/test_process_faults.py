@@ -67,6 +67,34 @@ async def test_40_a_stop_right_after_the_start(house: HouseFactory) -> None:
         await home.well()
 
 
+DEAD_RESOLVER: Final = """
+import socket
+import threading
+
+real = socket.getaddrinfo
+
+def getaddrinfo(host, *args, **kwargs):
+    if host == "model.test":
+        threading.Event().wait()
+    return real(host, *args, **kwargs)
+
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+async def test_40_a_name_server_that_never_answers_does_not_keep_the_process(
+    house: HouseFactory, tmp_path: Path
+) -> None:
+    chosen = {"ollama_host": "http://model.test:11434", "connect_timeout_s": 1, "max_retries": 0}
+    async with house(env=sabotage(tmp_path, DEAD_RESOLVER), **chosen) as home:
+        assert (await home.ask("k"))["code"] == "provider_unavailable"
+        begun = time.monotonic()
+        assert await home.process.stop() == 0
+        assert time.monotonic() - begun < 5
+        home.process.start()
+        await home.process.ready()
+
+
 @both
 async def test_42_kill_9_in_mid_answer(house: HouseFactory, tmp_path: Path, protocol: str) -> None:
     moments = random.Random(42)  # noqa: S311  moments, not secrets

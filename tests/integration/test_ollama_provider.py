@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from piagent_daemon.errors import (
     Unauthorized,
 )
 from piagent_daemon.pace import Pace
+from piagent_daemon.providers import ollama
 from piagent_daemon.providers.config import place
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.ollama import OllamaProvider
@@ -372,6 +373,16 @@ async def test_priming_reads_the_prompt_without_a_reload_later(server: FakeOllam
     assert server.reloads == 0
     await provider.prime(asking("x", prompt="<system>Be brief.</system>"))
     assert server.reloads == 0
+
+
+async def test_names_of_models_that_nobody_has_are_not_kept_for_ever(
+    provider: OllamaProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama, "MAX_MODELS", 3)
+    for name in ("a", DEFAULT_MODEL, "b", "c", DEFAULT_MODEL, "d"):
+        with suppress(ModelNotFound):
+            await collect(provider, REQUEST._replace(model=name))
+    assert list(provider._windows) == ["c:latest", DEFAULT_MODEL, "d:latest"]
 
 
 async def test_unloading_frees_the_model_until_the_next_call(server: FakeOllama, provider: OllamaProvider) -> None:
