@@ -153,6 +153,11 @@ class Lane:
     running: Job | None = None
     agent: str | None = None
 
+    def add(self, job: Job) -> None:
+        """Have a job wait its turn: behind all others, or where it interrupts, only behind those that do so, too."""
+        ahead = sum(other.interrupts for other in self.waiting) if job.interrupts else len(self.waiting)
+        self.waiting.insert(ahead, job)
+
 
 def heard(ends: tuple[int, ...], spoken_index: int | None = None) -> int:
     """Return how many characters of an answer were heard: of all sentences, or of those up to `spoken_index`."""

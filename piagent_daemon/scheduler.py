@@ -141,17 +141,17 @@ class Scheduler:
 
     def _enqueue(self, lane: Lane, job: Job) -> None:
         self._lanes[lane.conversation_id] = lane
-        lane.waiting.append(job)
+        lane.add(job)
         self._waiting += 1
         self._idle.clear()
         if lane.running is None and len(lane.waiting) == 1:
             self._ready.append(lane)
-        if job.request.expires_s is not None:
-            left = job.request.expires_s - (self._clock.monotonic() - job.received)
-            job.alarms.append(asyncio.get_running_loop().call_later(max(0.0, left), self._expire, lane, job))
+        loop, waited_s = asyncio.get_running_loop(), self._clock.monotonic() - job.received
+        if (expires_s := job.request.expires_s) is not None:
+            job.alarms.append(loop.call_later(max(0.0, expires_s - waited_s), self._expire, lane, job))
         if job.agent.filler and job.stream == "sentences":
-            left = float(job.agent.filler["seconds"]) - (self._clock.monotonic() - job.received)
-            job.alarms.append(asyncio.get_running_loop().call_later(max(0.0, left), self._fill, lane, job))
+            due_s = float(job.agent.filler["seconds"]) - waited_s
+            job.alarms.append(loop.call_later(max(0.0, due_s), self._fill, lane, job))
         self._dispatch()
 
     def _has_room(self, lane: Lane, job: Job) -> bool:

@@ -230,6 +230,17 @@ async def test_interrupt_cancels_what_runs_then_answers(world: World) -> None:
     assert [message.content for message in sent[1:]] == ["long story", "well, ", "[interrupts you] stop that"]
 
 
+async def test_who_interrupts_is_answered_before_those_who_wait(world: World) -> None:
+    world.hold()
+    channels = [await world.speaking(await world.submit("first")), await world.submit("second")]
+    channels += [await world.submit(text, interrupt=True) for text in ("third", "fourth")]
+    world.gate.set()
+    assert [code(await channel.terminal()) for channel in channels] == ["cancelled", "stop", "stop", "stop"]
+    assert [request.messages[-1].content.split()[-1] for request in world.provider.asked] == [
+        *("first", "third", "fourth", "second"),
+    ]
+
+
 async def test_an_agent_may_interrupt_by_itself(world: World) -> None:
     world.hold()
     first = await world.speaking(await world.submit("long story"))
