@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import field_validator
+
 from piagent_daemon.admin import Parts
 from piagent_daemon.admin_method import NoParams, takes
 from piagent_daemon.contract import Noun
@@ -13,6 +15,14 @@ class OneConversation(Noun):
 
 class SomeConversation(Noun):
     conversation_id: str | None = None
+
+    @field_validator("conversation_id")
+    @classmethod
+    def _named(cls, value: str | None) -> str:
+        """Refuse null, which a flow sends whose variable is not set: it does not mean everything."""
+        if value is None:
+            raise ValueError("null is no conversation; without it, everything is forgotten")
+        return value
 
 
 @takes(NoParams)

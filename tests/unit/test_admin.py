@@ -64,6 +64,8 @@ async def test_memory_is_listed_shown_and_cleared(world: World) -> None:
     ]
     assert shown["dropped_turns"] == 0
     assert await world.ok("memory/clear", {"conversation_id": "kitchen"}) == {"cleared": 1}
+    code, message = await world.error("memory/clear", {"conversation_id": None})
+    assert (code, "null is no conversation" in message) == ("invalid_request", True)
     assert await world.ok("memory/clear") == {"cleared": 1}
     assert await world.ok("conversations/list") == {"conversations": []}
 
