@@ -114,7 +114,7 @@ class Http:
         secrets = (config.key, address.userinfo, password, *(value.partition(" ")[2] for value in given.values()))
         self.secrets: Sequence[str] = [secret for secret in secrets if secret]
         self._headers = httpx.Headers({**HEADERS, **_host(address), **given}).raw
-        # Reads, writes and the wait for a connection are bounded by Deadlines, or by a timeout around a call.
+        # Reads and writes are bounded by Deadlines, or by a timeout around a call.
         self._extensions = {"timeout": httpx.Timeout(None, connect=config.connect_timeout_s).as_dict()}
         self._connections = Connections(_certificates() if address.scheme == "https" else None, config.connections)
 
