@@ -1,20 +1,29 @@
 """Looks at a memory file from outside, while a daemon may have it open."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import Final
+from tempfile import TemporaryFile
 
-BUSY_S: Final = 2.0
+from piagent_daemon.stores.database import BUSY_S, PRAGMAS, has_tables, read, touch, translated
 
 
-def damage(path: Path) -> str:
-    """Return what is wrong with the file in SQLite's words, or an empty text. Reads only, never repairs."""
-    try:
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
-        try:
-            (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        finally:
-            database.close()
-    except sqlite3.Error as error:
-        return str(error)
-    return "" if verdict == "ok" else str(verdict)
+def look(path: Path) -> None:
+    """Judge a memory file as the daemon does that opens it. Reads only, never repairs.
+
+    Raises StoreError, or OSError where the file cannot be written.
+    """
+    touch(path)
+    with translated():
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)) as connection:
+            connection.executescript(PRAGMAS)
+            if has_tables(connection):
+                read(connection)
+
+
+def try_folder(path: Path) -> Path:
+    """Return the folder that has, or will get, what belongs to a memory file; OSError where no file can be made."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    TemporaryFile(dir=folder).close()
+    return folder

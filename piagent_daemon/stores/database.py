@@ -48,6 +48,18 @@ class Damage(StoreError):
     """The file's content cannot be trusted."""
 
 
+class OtherVersion(Damage):
+    """Another version of this program wrote the file."""
+
+
+class Foreign(StoreError):
+    """The file belongs to another program."""
+
+
+class NoFile(StoreError):
+    """Something that is no regular file has the file's name."""
+
+
 class Database:
     """One file. Every method raises StoreError when the disk does not let it work, Damage when the file is at fault."""
 
@@ -63,15 +75,18 @@ class Database:
         """Open the file, made anew with mode 0600 when it is missing, and return all it has."""
         self.close()
         try:
-            with _translated():
+            with translated():
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._touch()
+                touch(self._path, os.O_CREAT)
+                self._identity = self._seen()
                 self._connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
                 self._connection.executescript(PRAGMAS)
-                self._check(self._connection)
+                if not has_tables(self._connection):
+                    self._connection.executescript(SCHEMA)
+                self._connection.execute(NOTES)
                 self._path.chmod(0o600)
                 self._connection.execute("PRAGMA journal_mode = WAL")
-                contents = self._read(self._connection)
+                contents = read(self._connection)
         except StoreError:
             self.close()
             raise
@@ -80,7 +95,7 @@ class Database:
 
     def write(self, batch: Batch) -> None:
         """Take over `batch` in one transaction."""
-        with _translated():
+        with translated():
             connection = self._connection
             if connection is None or self._identity != self._seen():
                 raise StoreError("the file was moved or removed")
@@ -93,7 +108,7 @@ class Database:
     def set_aside(self) -> Path:
         """Rename the file, and what belongs to it, to `<name>.corrupt-<timestamp>`; the newest three are kept."""
         self.close()
-        with _translated():
+        with translated():
             aside = self._free_name()
             for suffix in ("", "-wal", "-shm"):
                 with suppress(FileNotFoundError):
@@ -112,37 +127,9 @@ class Database:
                 self._connection.close()
             self._connection = None
 
-    def _touch(self) -> None:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._identity = self._seen()
-
     def _seen(self) -> tuple[int, int]:
         status = self._path.stat()
         return (status.st_dev, status.st_ino)
-
-    def _check(self, connection: sqlite3.Connection) -> None:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if not tables and version == 0:
-            connection.executescript(SCHEMA)
-            return
-        if len(tables & TABLES) < 2:  # one such name is not ours alone
-            raise StoreError("the file belongs to another program")
-        if version != VERSION:
-            raise Damage(f"the file has version {version}, this program reads {VERSION}")
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise Damage(str(verdict).partition("\n")[0][:200])
-        connection.execute(NOTES)
-
-    def _read(self, connection: sqlite3.Connection) -> Contents:
-        boot = connection.execute("SELECT name FROM boot").fetchone()
-        return Contents(
-            histories=[_sound(row) for row in connection.execute("SELECT * FROM histories ORDER BY used")],
-            requests=[_sound(row) for row in connection.execute("SELECT * FROM requests ORDER BY changed")],
-            notes=[_sound(row) for row in connection.execute("SELECT * FROM notes")],
-            boot=str(boot[0]) if boot else "",
-        )
 
     def _apply(self, connection: sqlite3.Connection, batch: Batch) -> None:
         if batch.wipe:
@@ -176,8 +163,53 @@ class Database:
                 _beside(path, suffix).unlink(missing_ok=True)
 
 
+def touch(path: Path, flags: int = 0) -> None:
+    """See whether `path` is a regular file that can be written; with os.O_CREAT as `flags` make it when it is missing.
+
+    Raises StoreError or OSError.
+    """
+    if path.exists() and not path.is_file():
+        raise NoFile("it is not a regular file")
+    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600))
+
+
+def has_tables(connection: sqlite3.Connection) -> bool:
+    """Tell whether the file has our tables, sound and of this version; False while it is empty. Changes nothing.
+
+    Raises StoreError or sqlite3.Error.
+    """
+    tables = _tables(connection)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if not tables and version == 0:
+        return False
+    if len(tables & TABLES) < 2:  # one such name is not ours alone
+        raise Foreign("the file belongs to another program")
+    if version != VERSION:
+        raise OtherVersion(f"the file has version {version}, this program reads {VERSION}")
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise Damage(str(verdict).partition("\n")[0][:200])
+    return True
+
+
+def read(connection: sqlite3.Connection) -> Contents:
+    """Return all that the tables hold, each row held against its checksum. Raises StoreError or sqlite3.Error."""
+    boot = connection.execute("SELECT name FROM boot").fetchone()
+    notes = connection.execute("SELECT * FROM notes") if "notes" in _tables(connection) else ()
+    return Contents(
+        histories=[_sound(row) for row in connection.execute("SELECT * FROM histories ORDER BY used")],
+        requests=[_sound(row) for row in connection.execute("SELECT * FROM requests ORDER BY changed")],
+        notes=[_sound(row) for row in notes],
+        boot=str(boot[0]) if boot else "",
+    )
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Turn what sqlite3 and the system raise into StoreError or Damage."""
     try:
         yield

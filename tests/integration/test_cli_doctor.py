@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,11 +16,15 @@ import pytest
 
 from piagent_daemon import checks
 from piagent_daemon.agents import Agent
+from piagent_daemon.checks import Finding
 from piagent_daemon.cli.checks import local
 from piagent_daemon.settings import Settings
+from piagent_daemon.stores.sqlite import SqliteStore
+from piagent_daemon.values import Outcome, Turn
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto, free_port
 from tests.fakes.cli import Cli
+from tests.fakes.doubles import FakeClock
 from tests.fakes.observer import Message, Observer
 from tests.fakes.ollama import FakeOllama, Model
 from tests.fakes.responder import Responder
@@ -254,22 +260,111 @@ def test_prompt_files(tmp_path: Path) -> None:
     assert "broken.md" in finding.detail
 
 
-def test_the_memory_file(tmp_path: Path) -> None:
-    path = tmp_path / "memory.db"
+async def _remembered(path: Path) -> Settings:
+    """Have the daemon's store write a memory file."""
     settings = Settings(memory_url=f"sqlite://{path}")
-    assert local.memory(settings).state == "ok"
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("CREATE TABLE t (x TEXT)")
-        database.executemany("INSERT INTO t VALUES (?)", [("y" * 500,)] * 200)
-        database.commit()
+    store = SqliteStore(settings, FakeClock())
+    await store.start()
+    turns = tuple(Turn("user", "y" * 500, datetime(2026, 11, 1, tzinfo=UTC)) for _ in range(20))
+    await store.commit(Outcome("kitchen", "r1", terminal=b"{}", agent="general", turns=turns))
+    await store.aclose()
+    return settings
+
+
+async def test_the_memory_file(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    assert local.memory(Settings(memory_url=f"sqlite://{path}")).detail == f"{path} comes with the first conversation"
+    settings = await _remembered(path)
+    assert local.memory(settings) == Finding("memory", "ok", f"{path} is whole")
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("DROP TABLE notes")  # files of version 0.1 have none
     assert local.memory(settings).state == "ok"
     content = bytearray(path.read_bytes())
-    content[4096:8192] = bytes(4096)
+    content[-4096:] = bytes(4096)
     path.write_bytes(content)
     finding = local.memory(settings)
     assert finding.state == "fail"
     assert "damaged" in finding.detail
     assert path.read_bytes() == bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "detail", "remedy"),
+    [
+        ("PRAGMA user_version = 99", "cannot be used: the file has version 99", "Install the piagent that wrote it"),
+        ("UPDATE histories SET dropped = 7", "is damaged: a row does not match", "Restart the daemon"),
+        ("DROP TABLE boot", "is damaged: no such table", "Restart the daemon"),
+    ],
+)
+async def test_a_memory_file_that_the_daemon_would_set_aside(
+    tmp_path: Path, change: str, detail: str, remedy: str
+) -> None:
+    path = tmp_path / "memory.db"
+    settings = await _remembered(path)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(change)
+    before = path.read_bytes()
+    finding = local.memory(settings)
+    assert finding.state == "fail"
+    assert finding.detail.startswith(f"{path} {detail}")
+    assert finding.remedy.startswith(remedy)
+    assert path.read_bytes() == before
+
+
+def test_the_file_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "photos.db"
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE foo (a)")
+    finding = local.memory(Settings(memory_url=f"sqlite://{path}"))
+    assert (finding.state, finding.detail) == ("fail", f"{path} cannot be used: the file belongs to another program")
+    assert "a file of its own" in finding.remedy
+
+
+def test_what_is_no_memory_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        finding = local.memory(Settings(memory_url=f"sqlite://{tmp_path}/{name}"))
+        assert (finding.state, finding.detail) == (
+            "fail",
+            f"{tmp_path}/{name} cannot be used: it is not a regular file",
+        )
+        assert "Name a file" in finding.remedy
+
+
+def test_a_place_where_no_memory_file_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("/proc/x.db", f"{tmp_path}/file/x.db"):
+        finding = local.memory(Settings(memory_url=f"sqlite://{path}"))
+        assert finding.state == "fail"
+        assert finding.detail.startswith(f"{path} cannot be written: ")
+        assert "Choose another place" in finding.remedy
+
+
+def test_a_memory_file_that_another_program_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piagent_daemon.stores.checkup.BUSY_S", 0.01)
+    path = tmp_path / "memory.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        finding = local.memory(Settings(memory_url=f"sqlite://{path}"))
+    assert (finding.state, finding.detail) == ("fail", f"{path} cannot be used: database is locked")
+    assert "fuser" in finding.remedy
+
+
+def test_a_memory_file_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(local, "try_folder", refuse)
+    finding = local.memory(Settings(memory_url=f"sqlite://{tmp_path}/x.db"))
+    assert (finding.state, finding.detail) == ("fail", f"{tmp_path}/x.db cannot be written by this user")
+    assert "sudo -u piagent" in finding.remedy
+
+
+def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_FREE_BYTES", 10**18)
+    finding = local.memory(Settings(memory_url=f"sqlite://{tmp_path}/x.db"))
+    assert (finding.state, finding.detail) == ("warn", f"the disk of {tmp_path} is nearly full")
 
 
 @pytest.mark.parametrize("name", ["x?y.db", "x#y.db", "x%3Fy%00.db"])

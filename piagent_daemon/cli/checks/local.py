@@ -1,6 +1,5 @@
 """This machine: clock, prompt files, context sizes, memory file."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,13 +10,27 @@ from typing import Final
 from piagent_daemon import checks
 from piagent_daemon.agents import Agent, load_agents
 from piagent_daemon.checks import Finding
-from piagent_daemon.errors import ConfigError
+from piagent_daemon.errors import ConfigError, StoreError
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores import STORES
-from piagent_daemon.stores.checkup import damage
+from piagent_daemon.stores.checkup import look, try_folder
+from piagent_daemon.stores.database import Damage, Foreign, NoFile, OtherVersion
 from piagent_daemon.stores.sqlite import path_of
 
 _FREE_BYTES: Final = 50_000_000
+_NOT_ALLOWED: Final = (
+    "Run the doctor as the daemon's user (`sudo -u piagent piagent doctor`), or `chown` the folder to it."
+)
+_OTHER_PLACE: Final = "Choose another place in MEMORY_URL; until then the daemon remembers in memory only."
+_REFUSED: Final[dict[type[StoreError], str]] = {
+    Foreign: "Give piagent a file of its own in MEMORY_URL; the daemon leaves this one alone.",
+    NoFile: "Name a file in MEMORY_URL, or take away what has its name.",
+    OtherVersion: "Install the piagent that wrote it, to keep what it holds; "
+    "this one puts the file aside and begins a new one.",
+    Damage: "Restart the daemon: it puts the file aside and begins a new one.",
+    StoreError: "See what else has it open (`sudo fuser -v FILE`), and whether the disk is well.",
+}
+"""The remedy for a file that the daemon would refuse: the first that fits."""
 
 
 def check_local(settings: Settings) -> Iterator[Finding]:
@@ -66,23 +79,23 @@ def wyoming(settings: Settings) -> Finding:
 
 
 def _file(path: Path) -> Finding:
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-        return Finding(
-            "memory",
-            "fail",
-            f"{path} cannot be written by this user",
-            "Run the doctor as the daemon's user (`sudo -u piagent piagent doctor`), or `chown` the folder to it.",
+    try:
+        folder = try_folder(path)
+        if path.exists():
+            look(path)
+    except PermissionError:
+        return _broken(f"{path} cannot be written by this user", _NOT_ALLOWED)
+    except OSError as error:
+        return _broken(f"{path} cannot be written: {error.strerror}", _OTHER_PLACE)
+    except StoreError as error:
+        trouble = "is damaged" if type(error) is Damage else "cannot be used"
+        return _broken(
+            f"{path} {trouble}: {error}", next(_REFUSED[kind] for kind in _REFUSED if isinstance(error, kind))
         )
     if shutil.disk_usage(folder).free < _FREE_BYTES:
         return Finding("memory", "warn", f"the disk of {folder} is nearly full", "Free some space.")
-    if not path.exists():
-        return Finding("memory", "ok", f"{path} comes with the first conversation")
-    if trouble := damage(path):
-        return Finding(
-            "memory",
-            "fail",
-            f"{path} is damaged: {trouble}",
-            "Restart the daemon: it puts the file aside and begins a new one.",
-        )
-    return Finding("memory", "ok", f"{path} is whole")
+    return Finding("memory", "ok", f"{path} is whole" if path.exists() else f"{path} comes with the first conversation")
+
+
+def _broken(detail: str, remedy: str) -> Finding:
+    return Finding("memory", "fail", detail, remedy)
