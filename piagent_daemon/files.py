@@ -76,7 +76,11 @@ def _text(data: bytes, path: str) -> str:
 
 
 def read(path: str, files_dir: str | None, limit: int) -> bytes:
-    """Return a regular file below FILES_DIR, of at most `limit` bytes; blocks on the disk. Raises InvalidRequest."""
+    """Return a regular file below FILES_DIR; blocks on the disk. Raises InvalidRequest.
+
+    Of a larger one come `limit` bytes and one more: whether it is text or image, its first bytes say, and so which
+    limit it breaks.
+    """
     if files_dir is None:
         raise InvalidRequest("Files by path are refused: FILES_DIR is not set.")
     root = Path(files_dir).resolve()
@@ -92,8 +96,6 @@ def read(path: str, files_dir: str | None, limit: int) -> bytes:
         raise InvalidRequest(f'The file "{path[:128]}" cannot be read.') from None
     if data is None:
         raise InvalidRequest(f'"{path[:128]}" is not a regular file.')
-    if len(data) > limit:
-        raise InvalidRequest(f'The file "{path[:128]}" is larger than {limit} bytes.')
     return data
 
 

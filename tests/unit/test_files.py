@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from piagent_daemon.contract import File, Request
 from piagent_daemon.errors import InvalidRequest
-from piagent_daemon.files import MAX_FILE_BYTES, MAX_FILES, inline
+from piagent_daemon.files import MAX_FILE_BYTES, MAX_FILES, inline, picture
 from tests.fakes.pictures import encoded, gif, jpeg, png
 
 IMAGE_BYTES = 2 * MAX_FILE_BYTES
@@ -85,6 +85,18 @@ def test_everything_else_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read(path, root)
     assert "secret\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [MAX_FILE_BYTES + 1, 3 * IMAGE_BYTES])
+def test_what_is_too_large_is_told_its_own_limit(tmp_path: Path, size: int) -> None:
+    (tmp_path / "a.txt").write_bytes(b"x" * size)
+    (tmp_path / "a.png").write_bytes(png() + bytes(3 * IMAGE_BYTES))
+    with pytest.raises(InvalidRequest, match=f'text file "a.txt" is larger than {MAX_FILE_BYTES} bytes'):
+        ask(tmp_path, "a.txt")
+    with pytest.raises(InvalidRequest, match=f'image "a.png" is larger than {IMAGE_BYTES} bytes'):
+        ask(tmp_path, "a.png")
+    with pytest.raises(InvalidRequest, match=f'image "a.png" is larger than {IMAGE_BYTES} bytes'):
+        picture("a.png", str(tmp_path), IMAGE_BYTES)
 
 
 def test_an_empty_path_is_no_path() -> None:
