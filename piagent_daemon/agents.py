@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _FENCE: Final = re.compile(r"^---[ \t]*$", re.MULTILINE)
+_OPENING: Final = re.compile(r"(?:[ \t\ufeff]*\n)*\ufeff?---[ \t]*$", re.MULTILINE)
+"""The first fence, and what an editor left before it: blank lines, byte order marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +138,16 @@ def read_agent(path: Path, *, check: bool = True) -> Agent:
 
 
 def _split(path: Path, text: str) -> tuple[str, str, int]:
-    """Return front matter, system prompt, and the line on which the latter begins."""
-    first = _FENCE.match(text)
+    """Return front matter, as many lines down as in the file, system prompt, and the line on which that begins."""
+    first = _OPENING.match(text)
     if not first:
         return "", text, 1
     second = _FENCE.search(text, first.end())
+    above = first[0].count("\n")
     if not second:
-        raise ConfigError(f"{path}:1: the front matter is not closed by a second line ---")
-    return text[first.end() : second.start()], text[second.end() :], text.count("\n", 0, second.end()) + 1
+        raise ConfigError(f"{path}:{above + 1}: the front matter is not closed by a second line ---")
+    front = "\n" * above + text[first.end() : second.start()]
+    return front, text[second.end() :], text.count("\n", 0, second.end()) + 1
 
 
 def _front_matter(path: Path, text: str, front: str) -> FrontMatter:

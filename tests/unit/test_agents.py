@@ -136,6 +136,34 @@ def test_an_empty_front_matter_is_fine(tmp_path: Path) -> None:
     assert load_agents(tmp_path)["butler"].system == "You are a butler."
 
 
+@pytest.mark.parametrize("above", ["\n", "\r\n\n", "  \n\t\n", "\ufeff", "\ufeff\n", "\n\ufeff", "\ufeff\ufeff"])
+def test_blank_lines_above_the_front_matter_do_not_matter(tmp_path: Path, above: str) -> None:
+    (tmp_path / "butler.md").write_text(f"{above}---\nmodel: small:1b\n---\nYou are a butler.")
+    agent = load_agents(tmp_path)["butler"]
+    assert (agent.model, agent.system) == ("small:1b", "You are a butler.")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("\n\n---\nmodel: x\n", "butler.md:3: the front matter is not closed by a second line ---"),
+        ("\n---\nmodel: [\n---\nx", "butler.md:4: expected the node content"),
+        ("\n---\nmodel: x\nmodle: y\n---\nx", "butler.md:4: there is no key modle"),
+        ("\n---\nmodel: x\n---\n{{ now }}", "butler.md:5: 'now' is undefined"),
+    ],
+)
+def test_blank_lines_count_where_a_mistake_is_told(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "butler.md").write_text(text)
+    (found,) = problems(tmp_path)
+    assert found.startswith(problem)
+
+
+def test_a_line_further_down_opens_no_front_matter(tmp_path: Path) -> None:
+    (tmp_path / "butler.md").write_text("\nYou are a butler.\n---\nmodel: small:1b\n---\n")
+    agent = load_agents(tmp_path)["butler"]
+    assert (agent.model, agent.system) == (None, "You are a butler.\n---\nmodel: small:1b\n---")
+
+
 def test_yes_and_on_are_words_but_serve_as_true(tmp_path: Path) -> None:
     write(tmp_path, "---\ndescription: trueish\ninterrupt: On\nlanguages: [no, true story]\nmodel: 2001-01-01\n---\nx")
     agent = load_agents(tmp_path)["butler"]
