@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Final
 
 from piagent_daemon import __version__
+from piagent_daemon.cli.terminal import flush, stderr
 from piagent_daemon.errors import ConfigError, PiagentError
 
 FINE: Final = 0
@@ -42,7 +43,22 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> int:
 
     `default` is the verb when `argv` names none; without it the help is printed.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        code = _run(sys.argv[1:] if argv is None else list(argv), default)
+        flush()
+    except ConfigError as error:
+        for problem in error.problems:
+            stderr().line(f"piagent: {problem}")
+        return BAD_CONFIG
+    except PiagentError as error:
+        stderr().line(f"piagent: {error}")
+        return FAILED
+    except (KeyboardInterrupt, BrokenPipeError):  # the latter: the reader of our pipe has left
+        return FAILED
+    return code
+
+
+def _run(words: Sequence[str], default: str | None) -> int:
     before = _options_before_verb(words)
     try:
         common = _top_parser().parse_args(words[:before])
@@ -59,28 +75,7 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> int:
         args = _verb_parser(verb, module).parse_args(words[before + 1 :], argparse.Namespace(**vars(common)))
     except SystemExit as leaving:  # argparse leaves by itself after --help, --version and wrong usage
         return leaving.code if isinstance(leaving.code, int) else USAGE
-    except KeyboardInterrupt:  # loading a verb takes a moment
-        return FAILED
-    return _guarded(module, args)
-
-
-def _guarded(module: ModuleType, args: argparse.Namespace) -> int:
-    """Run a verb and turn what people can do something about into lines on stderr and an exit code."""
-    try:
-        code: int = module.run(args)
-        sys.stdout.flush()
-    except ConfigError as error:
-        for problem in error.problems:
-            print(f"piagent: {problem}", file=sys.stderr)
-        return BAD_CONFIG
-    except PiagentError as error:
-        print(f"piagent: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return FAILED
-    except BrokenPipeError:  # the reader of our pipe has left; Python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    code: int = module.run(args)
     return code
 
 

@@ -13,7 +13,7 @@ from piagent_daemon.cli.asking import Line
 from piagent_daemon.cli.showing import Display
 from piagent_daemon.cli.terminal import Terminal, stderr, stdin, stdout
 from piagent_daemon.doors.mqtt_client import MqttClient
-from piagent_daemon.errors import DoorError
+from piagent_daemon.errors import DoorError, PiagentError
 from piagent_daemon.settings import Settings, load_settings
 from piagent_daemon.topics import is_conversation_id
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace, settings: Settings, message: str, conversation_id: str, out: Terminal) -> int:
-    """Ask and show the answer; return an exit code: 0 answered, 1 failed or cancelled. Raises DoorError."""
+    """Ask and show the answer; return an exit code: 0 answered, 1 failed or cancelled. Raises PiagentError."""
     stream = not args.json if args.stream is None else args.stream
     display = Display(out, stderr(), raw=args.json, stream=stream)
     timeout_s = args.timeout or settings.first_token_timeout_s + settings.total_timeout_s
@@ -69,7 +69,7 @@ def _ask(args: argparse.Namespace, settings: Settings, message: str, conversatio
         answer = line.ask(request_body(message, args.agent, args.model, stream=stream), timeout_s)
         try:
             last = display.show(answer)
-        except DoorError:
+        except (PiagentError, BrokenPipeError):  # nobody reads it any more, or it cannot come
             if client.connected:
                 answer.cancel()
             raise

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import shutil
-import sys
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -107,7 +106,7 @@ async def _remove(provider: Provider, args: argparse.Namespace) -> int:
 
 
 async def _pull(provider: Provider, args: argparse.Namespace) -> int:
-    progress = _JsonProgress() if args.json else _Bars() if sys.stderr.isatty() else _Lines()
+    progress = _JsonProgress() if args.json else _Bars() if stderr().interactive else _Lines()
     try:
         async with aclosing(provider.pull(args.model)) as steps:
             async for step in steps:

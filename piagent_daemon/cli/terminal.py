@@ -1,8 +1,13 @@
 """What the commands know of the terminal: colours, safe text, what is typed, and where notes go."""
 
+import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Literal, TextIO
+
+from piagent_daemon.errors import PiagentError
 
 Style = Literal["bold", "dim", "red", "green", "yellow", "cyan"]
 
@@ -43,27 +48,44 @@ class Terminal:
     def write(self, text: str) -> None:
         """Write a piece of foreign text at once; exact for pipes and files, neutral on a terminal."""
         if text:
-            self._stream.write(neutral(text) if self.interactive else text)
-            self._stream.flush()
+            self._put(neutral(text) if self.interactive else text)
             self.at_line_start = text.endswith("\n")
 
     def line(self, text: str = "", style: Style | None = None) -> None:
         """Write one line, beginning a new one when an unfinished one stands there."""
         self.end_line()
         shown = neutral(text) if self.interactive else text
-        self._stream.write((self.paint(shown, style) if style else shown) + "\n")
-        self._stream.flush()
+        self._put((self.paint(shown, style) if style else shown) + "\n")
 
     def end_line(self) -> None:
         """Finish the line when text stands on it."""
         if not self.at_line_start:
-            self._stream.write("\n")
-            self._stream.flush()
+            self._put("\n")
             self.at_line_start = True
+
+    def _put(self, text: str) -> None:
+        with _writing(self._stream):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+@contextmanager
+def _writing(stream: TextIO) -> Iterator[None]:
+    """Say in one sentence that a stream takes nothing; that the reader of a pipe has left stays a BrokenPipeError."""
+    try:
+        yield
+    except OSError as error:
+        # What is left in the stream would be tried once more at exit, and complained of.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise PiagentError(f"{stream.name.strip('<>')} cannot be written: {error.strerror}") from None
 
 
 def stdin() -> TextIO:
     """Return standard input; call it before anything is read. Bytes that are no text become replacement characters."""
+    if sys.stdin is None:  # somebody closed it
+        sys.stdin = io.StringIO()
     reconfigure = getattr(sys.stdin, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="replace")
@@ -71,8 +93,18 @@ def stdin() -> TextIO:
 
 
 def stdout() -> Terminal:
+    """Return standard output; PiagentError when somebody closed it."""
+    if sys.stdout is None:
+        raise PiagentError("stdout is closed: there is nowhere to write to")
     return Terminal(sys.stdout)
 
 
 def stderr() -> Terminal:
-    return Terminal(sys.stderr)
+    return Terminal(sys.stderr or io.StringIO())
+
+
+def flush() -> None:
+    """Write what argparse left in standard output; raises as `Terminal.write` does."""
+    if sys.stdout is not None:
+        with _writing(sys.stdout):
+            sys.stdout.flush()

@@ -18,13 +18,14 @@ class Cli:
     """`piagent ARGV…` with `settings` in its environment; an async context manager that ends it.
 
     With `tty`, stdin, stdout and stderr are one pseudo terminal and `out` holds all of it; `type` writes keys. `tty`
-    "err" makes only stderr one.
+    "err" makes only stderr one. `full`: standard output takes nothing.
     """
 
     def __init__(
         self,
         *argv: str,
         tty: bool = False,
+        full: bool = False,
         stdin: str | bytes | None = None,
         env: dict[str, str] | None = None,
         **settings: Any,
@@ -33,6 +34,7 @@ class Cli:
         self.err = ""
         self._argv = argv
         self._tty = tty
+        self._full = full
         self._stdin = stdin
         keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self._env = {
@@ -60,15 +62,17 @@ class Cli:
             asyncio.get_running_loop().add_reader(self._master, self._read_master)
             return self
         pipe = asyncio.subprocess.PIPE
+        full = os.open("/dev/full", os.O_WRONLY)
         self._process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=pipe, env=self._env, cwd="/"
+            *command, stdin=pipe, stdout=full if self._full else pipe, stderr=pipe, env=self._env, cwd="/"
         )
-        assert self._process.stdout
-        assert self._process.stderr
+        os.close(full)
+        streams = {"out": self._process.stdout, "err": self._process.stderr}
         assert self._process.stdin
         self._readers = [
-            asyncio.create_task(self._read(self._process.stdout, "out"), name="read stdout"),
-            asyncio.create_task(self._read(self._process.stderr, "err"), name="read stderr"),
+            asyncio.create_task(self._read(stream, name), name=f"read std{name}")
+            for name, stream in streams.items()
+            if stream
         ]
         if self._stdin is not None:
             self._process.stdin.write(self._stdin if isinstance(self._stdin, bytes) else self._stdin.encode())

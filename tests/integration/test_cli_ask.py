@@ -211,6 +211,17 @@ async def test_a_time_limit_cancels_too(responder: Responder, place: dict[str, A
     await observer.wait(lambda message: message.topic.endswith("/cancel"))
 
 
+async def test_an_answer_that_cannot_be_written_is_cancelled(
+    responder: Responder, place: dict[str, Any], observer: Observer
+) -> None:
+    async with Cli("ask", "Hi", full=True, **place) as cli:
+        request = await responder.asked()
+        await responder.send(request, "chunk", text="Hello")
+        await observer.wait(lambda message: message.topic.endswith("/cancel"), 10)
+        assert await cli.end() == 1
+    assert cli.err == "piagent: stdout cannot be written: No space left on device\n"
+
+
 async def test_the_broker_s_end_is_told(new_broker: BrokerFactory) -> None:
     broker = new_broker()
     async with Observer(broker.port) as observer:

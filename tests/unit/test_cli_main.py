@@ -163,6 +163,23 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize(
+    ("verb", "redirection", "code", "said"),
+    [
+        ("asyncapi", ">/dev/full", 1, b"piagent: stdout cannot be written: No space left on device\n"),
+        ("ask --help", ">/dev/full", 1, b"piagent: stdout cannot be written: No space left on device\n"),
+        ("ask hello", ">&-", 1, b"piagent: stdout is closed: there is nowhere to write to\n"),
+        ("asyncapi", ">/dev/full 2>&-", 1, b""),
+        ("ask -", "<&-", 2, b"piagent ask: the question is empty\n"),
+    ],
+)
+def test_streams_that_are_full_or_closed(verb: str, redirection: str, code: int, said: bytes) -> None:
+    command = f"exec {sys.executable} -m piagent_daemon {verb} {redirection}"
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, env=plain, capture_output=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_the_script_is_main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"piagent": "piagent_daemon.cli:main"}
