@@ -105,7 +105,10 @@ async def pull(parts: Parts, params: Pull) -> AsyncGenerator[Any, None]:
 async def delete(parts: Parts, params: OneModel) -> Any:
     """Remove a model from a server; from the first unless one is named, never from whichever has it."""
     _check_allowed(parts, "models/delete")
-    await parts.catalogue.delete(parts.ladder.named(params.provider), params.model)
+    try:
+        await parts.catalogue.delete(parts.ladder.named(params.provider), params.model)
+    except ModelNotFound:  # its own remedy is to pull it
+        raise ModelNotFound(f'There is no model "{params.model}" to remove; models/list names what is there.') from None
     parts.watch.look_soon()
     return {"model": params.model}
 

@@ -12,7 +12,7 @@ from piagent_daemon import providers
 from piagent_daemon.cli import FAILED, FINE, USAGE
 from piagent_daemon.cli.checks.local import prompts
 from piagent_daemon.cli.terminal import neutral, stderr, stdout
-from piagent_daemon.errors import ProviderError
+from piagent_daemon.errors import ModelNotFound, ProviderError
 from piagent_daemon.ports import Provider
 from piagent_daemon.settings import load_settings
 from piagent_daemon.values import ModelInfo, PullProgress
@@ -92,7 +92,7 @@ async def _remove(provider: Provider, args: argparse.Namespace) -> int:
     failed = []
     for model in args.model:
         try:
-            await provider.delete(model)
+            await _remove_one(provider, model)
         except ProviderError as error:
             failed.append({"model": model, "code": error.code, "message": str(error)})
             stderr().line(str(error), "red")
@@ -103,6 +103,14 @@ async def _remove(provider: Provider, args: argparse.Namespace) -> int:
         removed = [model for model in args.model if model not in [row["model"] for row in failed]]
         stdout().write(json.dumps({"removed": removed, "failed": failed}, ensure_ascii=False) + "\n")
     return FAILED if failed else FINE
+
+
+async def _remove_one(provider: Provider, model: str) -> None:
+    try:
+        await provider.delete(model)
+    except ModelNotFound:  # its own remedy is to pull it
+        known = "`piagent models list` shows what is there"
+        raise ModelNotFound(f'There is no model "{model}" to remove; {known}.') from None
 
 
 async def _pull(provider: Provider, args: argparse.Namespace) -> int:

@@ -83,6 +83,7 @@ async def test_remove(library: FakeOllama) -> None:
     found = json.loads(cli.out)
     assert found["removed"] == [name]
     assert [(row["model"], row["code"]) for row in found["failed"]] == [("nobody:1b", "model_not_found")]
+    assert found["failed"][0]["message"].startswith('There is no model "nobody:1b" to remove; `piagent models list`')
     assert not library.models
 
 

@@ -125,7 +125,10 @@ async def test_a_model_is_removed_and_no_longer_offered(world: World) -> None:
     assert "old" in offered(world)
     assert await world.ok("models/delete", {"model": "old"}) == {"model": "old"}
     assert "old" not in offered(world)
-    assert (await world.error("models/delete", {"model": "old"}))[0] == "model_not_found"
+    assert await world.error("models/delete", {"model": "old"}) == (
+        "model_not_found",
+        'There is no model "old" to remove; models/list names what is there.',
+    )
 
 
 async def test_a_model_is_dropped_and_loaded_anew(world: World) -> None:
