@@ -117,7 +117,7 @@ class Topics(NamedTuple):
             return Inbound("in", None)
         if rest.startswith("request/"):
             method = rest.removeprefix("request/")
-            return Inbound("request", method) if is_publishable(self.response(method)) and len(method) <= 128 else None
+            return Inbound("request", method) if is_publishable(self.response(method)) else None
         name, _, kind = rest.rpartition("/")
         if kind not in {"in", "cancel", "reset"} or not is_conversation_id(name):
             return None

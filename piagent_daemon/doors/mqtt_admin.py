@@ -79,7 +79,7 @@ class Clerk:
             return
         if letter.qos:
             self._replies.enter(key, receipt)
-        task = asyncio.get_running_loop().create_task(self._answer(method, asker), name=f"admin {method}")
+        task = asyncio.get_running_loop().create_task(self._answer(method, asker), name=f"admin {method[:64]}")
         self._tasks.add(task)
         self._bytes += letter.size
         task.add_done_callback(lambda ended: self._ended(ended, asker))

@@ -100,6 +100,7 @@ async def test_what_cannot_be_done_is_told(daemon: DaemonFactory, model_server: 
     for method, params, words in (
         ("make/coffee", {}, "make/coffee"),
         ("in", {}, '"in"'),
+        ("x" * 5000, {}, "Known: "),
         ("memory/get", {}, "conversation_id"),
         ("memory/get", {"conversation_id": 7}, "conversation_id"),
         ("memory/clear", {"conversation": "k"}, "conversation"),

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from piagent_daemon.topics import RESERVED, Inbound, Topics, conversation_for, is_conversation_id, is_publishable
 
 TOPICS = Topics("home/piagent")
+LONG = "ü" * ((65_535 - len("home/piagent/response/")) // 2)
+"""The longest method whose response has a topic of at most 65535 bytes."""
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,9 @@ def test_what_has_no_safe_topic_is_no_conversation(name: str) -> None:
         ("home/piagent/a/reset", Inbound("reset", "a")),
         ("home/piagent/request/models/list", Inbound("request", "models/list")),
         ("home/piagent/request/in", Inbound("request", "in")),
+        (f"home/piagent/request/{LONG}", Inbound("request", LONG)),
+        (f"home/piagent/request/{LONG}ü", None),  # its response would not fit
+        ("home/piagent/request/a+", None),
         ("home/piagent/a/out", None),
         ("home/piagent//in", None),
         ("home/piagent/health/in", None),
