@@ -20,6 +20,7 @@ from piagent_daemon.contract import (
     Totals,
 )
 from piagent_daemon.contract import Final as FinalEvent
+from piagent_daemon.errors import Expired
 from piagent_daemon.ports import Clock, ConversationStore
 from piagent_daemon.recent import RecentSpeed
 from piagent_daemon.values import DoorState
@@ -28,6 +29,8 @@ log = logging.getLogger("piagent.health")
 
 OVERLOAD_S: Final = 30.0
 LOOP_S: Final = 60.0
+JUMP_S: Final = 60.0
+"""A clock that is corrected by less is not worth a line."""
 
 
 class Tally:
@@ -45,6 +48,7 @@ class Tally:
         self._totals["requests"] += 1
 
     def duplicate(self) -> None:
+        log.info("a request came in again: it has one answer")
         self._totals["duplicates"] += 1
 
     def refused(self, reason: str) -> None:
@@ -68,6 +72,8 @@ class Tally:
         if self.on_end:
             self.on_end(event)
         if isinstance(event, ErrorEvent):
+            if event.code == Expired.code:
+                log.info("a request of %.64r waited too long: it is not answered any more", event.conversation_id)
             self._totals["cancelled" if event.code == "cancelled" else "errors"] += 1
             return
         self._totals["cancelled" if event.finish_reason == "cancelled" else "replies"] += 1
@@ -106,6 +112,7 @@ class Reporter:
         self._clock = clock
         self._started_at = clock.now()
         self._started = clock.monotonic()
+        self._offset = self._clock_offset()
 
     def health(
         self,
@@ -135,6 +142,15 @@ class Reporter:
             speed=self._tally.speed,
             process=ProcessHealth(rss_mb=rss_mb(), uptime_s=round(self._clock.monotonic() - self._started, 1)),
         )
+
+    def look_at_clock(self) -> None:
+        """Tell the log when the clock was set since the last look: it is why time stamps leap."""
+        before, self._offset = self._offset, self._clock_offset()
+        if abs(leap_s := self._offset - before) >= JUMP_S:
+            log.info("the clock jumped by %+.0f s: the time stamps with it, but nothing that waits", leap_s)
+
+    def _clock_offset(self) -> float:
+        return self._clock.now().timestamp() - self._clock.monotonic()
 
 
 def rss_mb() -> float:

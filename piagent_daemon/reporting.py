@@ -94,6 +94,7 @@ class Reporting:
         self.introduce()
         while True:
             self._wake.clear()
+            self._reporter.look_at_clock()
             self._publish()
             await woken(self._wake, min(self._due_in_s, self._tally.passes_in_s))
 

@@ -262,7 +262,6 @@ class Inbox:
         running = self._replies.live(delivery.key) if delivery.by_id or delivery.redelivered else None
         if running:
             running.merge(receipt)
-            log.info("a request came in again while it is being answered")
             self._intake.duplicate()
             return True
         if delivery.by_id or delivery.durable:

@@ -291,7 +291,8 @@ async def test_44_the_clock_jumps(house: HouseFactory, tmp_path: Path) -> None:
         "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    async with house(env=env, memory_url=f"sqlite://{tmp_path}/memory.db", idle_timeout_s=2, memory_ttl_min=10) as home:
+    limits = {"idle_timeout_s": 2, "memory_ttl_min": 10, "health_interval_s": 1}
+    async with house(env=env, memory_url=f"sqlite://{tmp_path}/memory.db", **limits) as home:
         await home.ask("k", "My name is Ada")
         stamps = [(await home.now())["ts"]]
         for jump in ("+7200", "-7200"):
@@ -305,6 +306,7 @@ async def test_44_the_clock_jumps(house: HouseFactory, tmp_path: Path) -> None:
             assert final["timing"]["total_s"] < 5
             assert (await home.observer.terminal(waiting))["type"] == "final"
             stamps.append((await home.now())["ts"])
+            await home.logged(f"the clock jumped by {jump[0]}")
         assert "Ada" in str(home.server.questions[-2].body), "nothing was forgotten"
         assert stamps[2] < stamps[0] < stamps[1], "the clock did jump"
 
@@ -430,6 +432,7 @@ async def test_48_no_more_file_descriptors(house: HouseFactory, new_broker: Brok
         error = await home.ask("k")
         assert error["code"] == "provider_unavailable"
         assert "Too many open files" in error["message"]
+        await home.reason("provider_unavailable")
         broker.restart()
         await home.logged("Too many open files; trying again")
         resource.prlimit(home.process.pid, resource.RLIMIT_NOFILE, (256, hard))

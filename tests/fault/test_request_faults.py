@@ -217,6 +217,7 @@ async def test_34_the_same_request_twice(house: HouseFactory, protocol: str) -> 
         turns = (await admin(home.observer, "memory/get", {"conversation_id": "k"}))["data"]["turns"]
         assert [turn["content"] for turn in turns][1:] == [first["reply"]]
         assert (await home.now())["totals"]["duplicates"] == 6
+        assert home.log.count("a request came in again") == 6
 
 
 @both
@@ -231,6 +232,7 @@ async def test_35_too_late(house: HouseFactory, protocol: str) -> None:
             assert (error["code"], error["status_code"], error["retryable"]) == ("expired", 408, False)
         assert (await home.observer.terminal("slow"))["type"] == "final"
         assert len(home.server.questions) == 1
+        assert home.log.count("waited too long") == 2
 
 
 async def test_35_what_expired_in_the_broker_does_not_come(house: HouseFactory) -> None:

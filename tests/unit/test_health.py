@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from math import inf
 from typing import Any
 
@@ -48,6 +49,33 @@ def test_terminal_events_are_counted() -> None:
     totals = tally.totals
     assert (totals.replies, totals.cancelled, totals.errors) == (2, 2, 1)
     assert (totals.prompt_tokens, totals.completion_tokens) == (9, 6)
+
+
+def test_what_came_twice_or_too_late_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    tally = Tally(FakeClock())
+    tally.duplicate()
+    tally.ended(error("expired"))
+    tally.ended(error("timeout"))
+    again, late = caplog.messages
+    assert "came in again" in again
+    assert "waited too long" in late
+    assert tally.totals.duplicates == 1
+
+
+@pytest.mark.parametrize("jump_s", [-7200, 7200])
+def test_a_clock_that_is_set_is_told_once(jump_s: float, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    clock = FakeClock()
+    reporter = Reporter(Tally(clock), MemoryStore(Settings(), clock), clock)
+    clock.advance(7200)
+    reporter.look_at_clock()
+    clock.wall += timedelta(seconds=jump_s)
+    for correction_s in (0, 5, -5):
+        clock.wall += timedelta(seconds=correction_s)
+        reporter.look_at_clock()
+    (told,) = caplog.messages
+    assert f"jumped by {jump_s:+} s" in told
 
 
 def test_speed_is_the_median_of_recent_answers() -> None:
