@@ -2,6 +2,7 @@
 
 PiagentError
 ├── InvalidRequest          invalid_request       422
+│   └── OutOfBounds         invalid_request       422
 ├── UnknownAgent            unknown_agent         404
 ├── Busy                    busy                  429  retryable
 ├── Expired                 expired               408
@@ -43,6 +44,10 @@ class InvalidRequest(PiagentError):
 
     code = "invalid_request"
     status_code = 422
+
+
+class OutOfBounds(InvalidRequest):
+    """Larger than the settings allow, or to be answered where nobody may make us write: the log warns of it."""
 
 
 class UnknownAgent(PiagentError):

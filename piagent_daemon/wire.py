@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from piagent_daemon import images
 from piagent_daemon.contract import ErrorEvent, Request
 from piagent_daemon.contract import Final as FinalEvent
-from piagent_daemon.errors import InvalidRequest, PiagentError
+from piagent_daemon.errors import InvalidRequest, OutOfBounds, PiagentError
 from piagent_daemon.ports import Clock
 from piagent_daemon.problems import Finding, explain
 from piagent_daemon.settings import Settings
@@ -32,7 +32,7 @@ def parse_request(payload: bytes, settings: Settings) -> Request:
     JSON strings and numbers count as their text. Raises InvalidRequest with a sentence naming what is wrong.
     """
     if len(payload) > settings.max_payload_bytes:
-        raise InvalidRequest(f"The payload has {len(payload)} bytes; at most {settings.max_payload_bytes} are taken.")
+        raise OutOfBounds(f"The payload has {len(payload)} bytes; at most {settings.max_payload_bytes} are taken.")
     try:
         text = payload.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -87,9 +87,7 @@ def check(request: Request, settings: Settings) -> Request:
     if not message:
         raise InvalidRequest("The message is empty.")
     if len(message) > settings.max_message_chars:
-        raise InvalidRequest(
-            f"The message has {len(message)} characters; at most {settings.max_message_chars} are taken."
-        )
+        raise OutOfBounds(f"The message has {len(message)} characters; at most {settings.max_message_chars} are taken.")
     if not is_sendable(message):
         raise InvalidRequest("The message holds characters that are not valid Unicode text.")
     for number, image in enumerate(request.images):

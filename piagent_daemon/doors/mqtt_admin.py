@@ -15,7 +15,7 @@ from piagent_daemon.doors.mqtt_outbox import POISONED
 from piagent_daemon.doors.mqtt_paho import JSON, Packed
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies
 from piagent_daemon.doors.mqtt_trouble import PACKET_TOO_LARGE, UNSPECIFIED
-from piagent_daemon.errors import Busy, InternalError, PiagentError, ShuttingDown
+from piagent_daemon.errors import Busy, InternalError, OutOfBounds, PiagentError, ShuttingDown
 from piagent_daemon.ports import Admin
 
 log = logging.getLogger("piagent.mqtt")
@@ -75,6 +75,8 @@ class Clerk:
             asker = asker._replace(topic=self._response_topic(letter) or asker.topic)
             self._check_room(letter.size)
         except PiagentError as error:
+            if isinstance(error, OutOfBounds):
+                log.warning("an admin request on %.64r is refused: %s", letter.topic, error)
             self._publish(asker, _failure(error, letter.payload))
             return
         if letter.qos:

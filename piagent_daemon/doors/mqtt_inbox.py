@@ -19,7 +19,7 @@ from piagent_daemon.doors.mqtt_guest import Guest
 from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of, open_letter
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies, Reply
 from piagent_daemon.doors.mqtt_task import LastingTask
-from piagent_daemon.errors import InternalError, InvalidRequest, PiagentError, ShuttingDown
+from piagent_daemon.errors import InternalError, InvalidRequest, OutOfBounds, PiagentError, ShuttingDown
 from piagent_daemon.ports import Intake
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import DOCTOR, Inbound, is_conversation_id
@@ -282,7 +282,8 @@ class Inbox:
     def _refuse(self, letter: Letter, reply: Reply, conversation_id: str | None, error: PiagentError) -> None:
         """Answer with the reason, in the one event that this request gets."""
         self._intake.refused(error.code)
-        log.info("a request of %d bytes on %.64r is refused: %s", len(letter.payload), letter.topic, error.code)
+        level = logging.WARNING if isinstance(error, OutOfBounds) else logging.INFO
+        log.log(level, "a request of %d bytes on %.64r is refused: %s", len(letter.payload), letter.topic, error.code)
         reply.send(
             wire.refusal(
                 error,

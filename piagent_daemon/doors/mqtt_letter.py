@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import paho.mqtt.client as paho
 
-from piagent_daemon.errors import InvalidRequest
+from piagent_daemon.errors import OutOfBounds
 from piagent_daemon.topics import Inbound, Topics, is_publishable
 from piagent_daemon.values import Delivery
 
@@ -73,14 +73,14 @@ def delivery_of(letter: Letter, conversation_id: str | None, request_id: str | N
 
 
 def check_response_topic(topic: str, prefixes: tuple[str, ...], topics: Topics) -> None:
-    """Raise InvalidRequest unless answers may go to `topic`: else who may ask could make us write anywhere."""
+    """Raise OutOfBounds unless answers may go to `topic`: else who may ask could make us write anywhere."""
     if not topic.startswith(prefixes):
         allowed = ", ".join(f'"{prefix}"' for prefix in prefixes)
-        raise InvalidRequest(f"The response topic must begin with {allowed} (RESPONSE_TOPIC_PREFIXES).")
+        raise OutOfBounds(f"The response topic must begin with {allowed} (RESPONSE_TOPIC_PREFIXES).")
     if not is_publishable(topic) or len(topic.encode()) > MAX_RESPONSE_TOPIC_BYTES:
-        raise InvalidRequest("The response topic is not one that can be published on.")
+        raise OutOfBounds("The response topic is not one that can be published on.")
     if topic in {topics.health, topics.info} or topics.parse(topic):
-        raise InvalidRequest("The response topic is one of the daemon's own.")
+        raise OutOfBounds("The response topic is one of the daemon's own.")
 
 
 MAX_RESPONSE_TOPIC_BYTES: Final = 1024

@@ -85,6 +85,8 @@ async def test_30_oversize_under_mqtt_5_never_comes_in(house: HouseFactory) -> N
         (only,) = ended(home, "k")
         assert only["code"] == "invalid_request"
         assert "110000 bytes" in only["message"]
+        (line,) = [line for line in home.log.splitlines() if "a request of 110000 bytes" in line]
+        assert "WARNING" in line
 
 
 async def test_30_oversize_under_mqtt_311_is_refused(house: HouseFactory) -> None:
@@ -95,6 +97,9 @@ async def test_30_oversize_under_mqtt_311_is_refused(house: HouseFactory) -> Non
         rooms = [f"room{number}" for number in range(len(sizes))]
         await home.observer.until(lambda: all(ended(home, room) for room in rooms), 20)
         assert {ended(home, room)[0]["code"] for room in rooms} == {"invalid_request"}
+        refused = [line for line in home.log.splitlines() if "is refused: invalid_request" in line]
+        assert len(refused) == len(sizes)
+        assert all("WARNING" in line for line in refused)
         await home.well()
 
 
@@ -317,6 +322,11 @@ async def test_37_a_response_topic_of_the_askers_choice(house: HouseFactory) -> 
                 error = await home.observer.wait(lambda one: one.field("type") in TERMINAL, start=start)
                 assert (error.topic, error.field("code")) == (f"{base}/k/out", "invalid_request"), topic
                 assert error.properties["CorrelationData"] == b"7"
+            refused = [line for line in home.log.splitlines() if "is refused: invalid_request" in line]
+            assert len(refused) == len(foreign + own + deep)
+            assert all("WARNING" in line for line in refused)
+            await home.raw("k", {"message": "Hello", "colour": 1})
+            await home.logged("INFO    piagent.mqtt: a request of 33 bytes")
             good = f"{base}/answers/to/me"
             request_id = await home.post("k", ResponseTopic=good, CorrelationData=b"8")
             await home.observer.terminal(request_id)

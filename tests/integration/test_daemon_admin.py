@@ -123,7 +123,7 @@ async def test_what_cannot_be_done_is_told(daemon: DaemonFactory, model_server: 
 async def test_responses_go_where_the_asker_wants_them(
     daemon: DaemonFactory, model_server: FakeOllama, observer: Observer
 ) -> None:
-    await daemon(ollama_host=model_server.url)
+    process = await daemon(ollama_host=model_server.url)
     await observer.subscribe("evil/#")
     topic = f"{observer.base}/flows/admin"
     await observer.publish(f"{observer.base}/request/agents/list", "", ResponseTopic=topic, CorrelationData=b"\x01")
@@ -137,3 +137,5 @@ async def test_responses_go_where_the_asker_wants_them(
     answer = await observer.wait(lambda one: one.topic.endswith("/response/agents/list"))
     assert (answer.field("error")["code"], answer.field("transaction")) == ("invalid_request", [1, {"a": None}])
     assert not observer.on("evil/topic")
+    (line,) = [line for line in process.output.splitlines() if "/request/agents/list' is refused" in line]
+    assert "WARNING" in line
