@@ -89,6 +89,12 @@ def test_every_key_of_a_prompt_file_is_named() -> None:
         assert f"`{name}`" in section("Agents"), name
 
 
+def test_what_the_broker_keeps_is_what_ours_is_told_to_keep() -> None:
+    (kept,) = re.findall(r"(\d+)\s+\(`max_queued_messages`\)", section("What is promised"))
+    for name in ("mosquitto/piagent.conf", "docker/mosquitto.conf"):
+        assert f"\nmax_queued_messages {kept}\n" in (ROOT / "deploy" / name).read_text()
+
+
 def test_the_example_of_an_agent_is_one(tmp_path: Path) -> None:
     (example,) = blocks("markdown")
     path = tmp_path / "cook.md"
