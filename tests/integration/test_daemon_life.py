@@ -342,6 +342,27 @@ def inside(said: list[str]) -> Daemon:
     return made
 
 
+@pytest.mark.parametrize("part", ["scheduler", "door"])
+async def test_nothing_is_pinged_while_a_part_makes_no_progress(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    made = inside(said)
+    looks = 0
+
+    def stuck(_part: object) -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    monkeypatch.setattr(made._notifier, "watchdog_interval", lambda: 0.001)
+    monkeypatch.setattr(made._notifier, "watchdog", functools.partial(said.append, "ping"))
+    async with made.running():
+        await until(lambda: said.count("ping") > 2)
+        monkeypatch.setattr(type(made._scheduler if part == "scheduler" else made._doors[0]), "alive", property(stuck))
+        said.clear()
+        await until(lambda: looks > 2)
+        assert said == []
+
+
 async def test_a_reload_before_the_start_is_over_waits_for_it() -> None:
     said: list[str] = []
     made = inside(said)

@@ -10,7 +10,7 @@ from tests.conftest import BrokerFactory
 from tests.fakes.broker import Mosquitto
 from tests.fakes.echo_engine import EchoEngine, kill, make_door, open_door, until
 from tests.fakes.observer import Observer
-from tests.fakes.scripted_broker import PUBACK, PUBLISH, Packet, ScriptedBroker, packet, publish
+from tests.fakes.scripted_broker import CONNECT, PUBACK, PUBLISH, Packet, ScriptedBroker, packet, publish
 
 both = pytest.mark.parametrize("protocol", ["5", "311"])
 
@@ -273,6 +273,41 @@ async def test_chunks_give_way_when_the_broker_does_not_read(new_broker: BrokerF
         broker.resume()
         await observer.wait(lambda message: message.field("type") == "final", 10)
         assert sum(message.field("type") == "chunk" for message in observer.messages) < 1000
+
+
+async def test_no_more_is_under_way_than_the_broker_takes() -> None:
+    engine, most = EchoEngine(), 2
+    async with (
+        ScriptedBroker(lambda _: packet(2, b"\0\0\3\x21" + struct.pack("!H", most))) as broker,
+        open_door(broker.port, engine) as door,
+    ):
+        await door._link.outbox.quiet()
+        broker.acks = False
+        before = len(broker.packets)
+        for number in range(1, 4):
+            broker.send(publish("piagent/k/in", b"question %d" % number, number, broker.version))
+        await until(lambda: len(engine.messages) == 3)
+        acked = crowd = 0
+
+        def pump() -> bool:
+            nonlocal acked, crowd
+            ours = [one for one in broker.packets[before:] if one.kind == PUBLISH and one.qos]
+            crowd = max(crowd, len(ours) - acked)
+            for one in ours[acked:]:
+                broker.ack(one)
+            acked = len(ours)
+            return len(acks(broker)) == 3
+
+        await until(pump)
+        assert acked == 6, "an `accepted` and a `final` for each"
+        assert crowd == most
+        broker.acks = True
+
+
+async def test_the_will_is_retained_and_at_qos_1_and_the_session_is_kept() -> None:
+    async with ScriptedBroker() as broker, open_door(broker.port, EchoEngine()):
+        (connect,) = broker.of(CONNECT)
+        assert connect.body[7] == 0b0010_1100, "the flags: retained will at QoS 1, no clean start"
 
 
 async def test_a_broker_that_does_not_acknowledge_stops_the_intake() -> None:

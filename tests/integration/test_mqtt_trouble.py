@@ -13,7 +13,7 @@ import pytest
 
 from piagent_daemon.doors import mqtt_link, mqtt_trouble
 from piagent_daemon.doors.mqtt import MqttDoor
-from piagent_daemon.doors.mqtt_connection import Connection, Welcome
+from piagent_daemon.doors.mqtt_connection import UPKEEP_S, Connection, Welcome
 from piagent_daemon.doors.mqtt_paho import JSON, Client
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.settings import Settings
@@ -150,6 +150,17 @@ async def test_whoever_writes_while_the_connection_is_cut_holds_nobody() -> None
         broker.send(publish("piagent/k/in", b"hello", 7, broker.version))
         await asyncio.to_thread(select.select, [sock], [], [], 5)
         connection.abort()  # with what the broker sent still unread
+
+
+async def test_a_connection_that_nobody_looks_after_is_no_progress() -> None:
+    async with ScriptedBroker() as broker, open_door(broker.port, EchoEngine()) as door:
+        assert door.alive
+        door._link._connection.kept_up -= 4 * UPKEEP_S
+        assert not door.alive
+        door._link._connection.kept_up += 4 * UPKEEP_S
+        assert door.alive
+        await door._link._task.stop()
+        assert not door.alive
 
 
 async def test_a_black_hole_does_not_stop_the_loop() -> None:

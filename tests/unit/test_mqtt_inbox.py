@@ -20,7 +20,7 @@ from piagent_daemon.doors.mqtt_outbox import POISONED
 from piagent_daemon.settings import Settings
 from piagent_daemon.topics import is_publishable
 from tests.fakes.doubles import FakeClock
-from tests.fakes.echo_engine import EchoEngine
+from tests.fakes.echo_engine import EchoEngine, until
 
 
 class DeafConnection:
@@ -346,6 +346,23 @@ async def test_cancels_that_wait_to_be_repeated_have_a_bound(monkeypatch: pytest
     assert len(bench.engine.cancelled) == 5
     assert bench.door._inbox._queue.qsize() == 3
     assert bench.engine.refusals == {"backlog": 2, "cancel": 5}, "what cannot be read is counted once"
+
+
+async def test_a_message_that_is_not_read_to_its_end_is_no_progress() -> None:
+    bench = Bench()
+    bench.engine.gate = asyncio.Event()
+    inbox = bench.door._inbox
+    inbox.start()
+    bench.bring("piagent/k/in", b"hello", qos=1, retain=False, dup=False)
+    await until(lambda: inbox._reading)
+    assert inbox.alive
+    bench.clock.advance(mqtt_inbox.STUCK_S)
+    assert not inbox.alive
+    bench.engine.gate.set()
+    await until(lambda: inbox.alive)
+    assert bench.engine.messages == ["hello"]
+    await inbox.stop()
+    assert not inbox.alive, "nobody reads"
 
 
 async def test_a_topic_that_is_no_utf_8_is_dropped() -> None:

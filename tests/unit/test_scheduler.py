@@ -111,6 +111,18 @@ async def test_conversations_run_side_by_side_up_to_the_limit() -> None:
         await channel.terminal()
 
 
+async def test_a_request_that_could_be_answered_and_is_not_is_no_progress(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(world.scheduler, "_dispatch", lambda: None)
+        channel = await world.submit()
+        assert not world.scheduler.alive
+    world.scheduler._dispatch()
+    assert world.scheduler.alive
+    await channel.terminal()
+
+
 async def test_a_flood_does_not_starve_others(world: World) -> None:
     flood = [await world.submit(f"f{number}", conversation="flood") for number in range(10)]
     other = await world.submit("other", conversation="quiet")
