@@ -114,9 +114,9 @@ async def model_server() -> AsyncIterator[FakeOllama]:
 
 @pytest.fixture
 async def observer(mosquitto: Mosquitto, base_topic: str) -> AsyncIterator[Observer]:
-    """A client that sees everything below the test's base topic but its own messages."""
+    """A client that sees everything below the test's base topic but its own messages, `retain` as it was published."""
     async with Observer(mosquitto.port, base=base_topic) as client:
-        await client.subscribe(f"{base_topic}/#", no_local=True)
+        await client.subscribe(f"{base_topic}/#", no_local=True, as_published=True)
         yield client
 
 

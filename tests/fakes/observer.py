@@ -76,7 +76,7 @@ class Observer:
         clean = None if self.v5 else False  # MQTT 5 keeps its session by session expiry
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, name, clean, protocol=version)
         self._client.reconnect_delay_set(min_delay=1, max_delay=1)
-        self._filters: list[tuple[str, int, bool]] = []
+        self._filters: list[tuple[str, int, bool, bool]] = []
         if username is not None:
             self._client.username_pw_set(username, password)
         if ca_file is not None:
@@ -129,15 +129,24 @@ class Observer:
 
     # ------------------------------------------------------------------------------------------------------ doing
 
-    async def subscribe(self, topic_filter: str, qos: int = 1, *, no_local: bool = False) -> list[ReasonCode]:
-        """Subscribe and wait for the SUBACK. After a reconnect it is done again by itself."""
-        self._filters.append((topic_filter, qos, no_local))
-        async with asyncio.timeout(10):
-            return await self._subscribe(topic_filter, qos, no_local)
+    async def subscribe(
+        self, topic_filter: str, qos: int = 1, *, no_local: bool = False, as_published: bool = False
+    ) -> list[ReasonCode]:
+        """Subscribe and wait for the SUBACK. After a reconnect it is done again by itself.
 
-    def _subscribe(self, topic_filter: str, qos: int, no_local: bool) -> asyncio.Future[list[ReasonCode]]:
+        A broker clears `retain` in what it passes on to those who subscribed before; with `as_published` (MQTT 5) it
+        leaves it as the publisher set it.
+        """
+        self._filters.append((topic_filter, qos, no_local, as_published))
+        async with asyncio.timeout(10):
+            return await self._subscribe(topic_filter, qos, no_local, as_published)
+
+    def _subscribe(
+        self, topic_filter: str, qos: int, no_local: bool, as_published: bool
+    ) -> asyncio.Future[list[ReasonCode]]:
         if self.v5:
-            _, mid = self._client.subscribe(topic_filter, options=SubscribeOptions(qos=qos, noLocal=no_local))
+            options = SubscribeOptions(qos=qos, noLocal=no_local, retainAsPublished=as_published)
+            _, mid = self._client.subscribe(topic_filter, options=options)
         else:
             _, mid = self._client.subscribe(topic_filter, qos)
         assert mid is not None

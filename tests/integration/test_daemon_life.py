@@ -83,7 +83,7 @@ async def test_a_start_primes_the_model_and_tells_everybody(
     first = await health_like(observer, status="ok")
     second = await observer.wait(lambda one: one.topic == first.topic, start=len(observer.messages))
     assert 0.2 < second.time - first.time < 1.5, "health comes every HEALTH_INTERVAL_S"
-    assert (first.qos, first.retain) == (1, False)
+    assert (first.qos, first.retain) == (1, True)
     state = second.json
     assert state.keys() == HEALTH
     assert (state["status"], state["reasons"], state["protocol"]) == ("ok", [], "5")

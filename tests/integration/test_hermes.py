@@ -56,7 +56,7 @@ async def stage(
         return await daemon(mqtt_port=broker.port, **{**defaults, **settings})
 
     async with Observer(broker.port, base=base_topic) as observer:
-        await observer.subscribe("hermes/#", no_local=True)
+        await observer.subscribe("hermes/#", no_local=True, as_published=True)
         await observer.subscribe(f"{base_topic}/#", no_local=True)
         yield Stage(broker, observer, start)
 

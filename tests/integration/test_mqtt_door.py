@@ -23,7 +23,7 @@ async def test_a_question_gets_its_events(mosquitto: Mosquitto, base_topic: str,
         open_door(mosquitto.port, engine, mqtt_base_topic=base_topic, mqtt_protocol=protocol) as door,
         Observer(mosquitto.port, base=base_topic) as observer,
     ):
-        await observer.subscribe(f"{base_topic}/+/out", 2)
+        await observer.subscribe(f"{base_topic}/+/out", 2, as_published=True)
         events = await observer.ask("kitchen", "Is it raining?")
         assert [event["type"] for event in events] == ["accepted", "chunk", "final"]
         messages = observer.on(f"{base_topic}/kitchen/out")
