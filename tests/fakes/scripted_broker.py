@@ -58,13 +58,16 @@ def publish(topic: str, payload: bytes, packet_id: int, version: int, *, dup: bo
 class ScriptedBroker(StreamServer):
     """Listens on loopback. `connack` gives the answer to a CONNECT of a protocol level: bytes, or None to close.
 
-    With `acks` False a PUBLISH gets no PUBACK until `ack` is called. `packets` are those of all connections.
+    With `acks` False a PUBLISH gets no PUBACK until `ack` is called. A SUBSCRIBE is answered with the codes `subacks`,
+    the last one for all that are left; with None it gets no SUBACK until `suback` is called. `packets` are those of all
+    connections.
     """
 
     def __init__(self, connack: Callable[[int], bytes | None] | None = None) -> None:
         super().__init__()
         self.connack = connack or (lambda version: packet(2, b"\0\0\0" if version == 5 else b"\0\0"))
         self.acks = True
+        self.subacks: bytes | None = b"\1"
         self.packets: list[Packet] = []
         self.connects = 0
         self.version = 0
@@ -100,8 +103,8 @@ class ScriptedBroker(StreamServer):
             else:
                 self.send(answer)
         elif one.kind == SUBSCRIBE:
-            count = 6 if one.version == 4 else 5
-            self.send(packet(9, one.body[:2] + (b"\0" if one.version == 5 else b"") + b"\1" * count))
+            if self.subacks:
+                self.suback(one, self.subacks)
         elif one.kind == PUBLISH and one.qos and self.acks:
             self.ack(one)
         elif one.kind == PINGREQ:
@@ -111,6 +114,12 @@ class ScriptedBroker(StreamServer):
         """Send the PUBACK of a PUBLISH."""
         number = struct.pack("!H", one.packet_id)
         self.send(packet(PUBACK, number if one.version == 4 or not code else number + bytes([code])))
+
+    def suback(self, one: Packet, codes: bytes = b"\1") -> None:
+        """Send the SUBACK of a SUBSCRIBE."""
+        count = 6 if one.version == 4 else 5
+        properties = b"\0" if one.version == 5 else b""
+        self.send(packet(9, one.body[:2] + properties + codes + codes[-1:] * (count - len(codes))))
 
     def send(self, data: bytes) -> None:
         """Write to the newest connection."""

@@ -66,7 +66,10 @@ def beginnings(server: FakeOllama) -> list[str]:
 async def test_a_start_primes_the_model_and_tells_everybody(
     daemon: DaemonFactory, model_server: FakeOllama, observer: Observer
 ) -> None:
-    process = await daemon(ollama_host=model_server.url, health_interval_s=0.4, ctx_tokens=2048, max_tokens=512)
+    process = await daemon(
+        ollama_host=model_server.url, health_interval_s=0.4, ctx_tokens=2048, max_tokens=512, wait=False
+    )
+    assert await process.ready() < 5, "by the SUBACK, not because 10 s passed"
     await model_server.until(lambda server: len(beginnings(server)) == 2)
     assert "voice assistant" in beginnings(model_server)[0]
     assert "helpful, efficient" in beginnings(model_server)[1], "the default agent is primed last: it stays warmest"
@@ -361,6 +364,19 @@ async def test_nothing_is_pinged_while_a_part_makes_no_progress(part: str, monke
         said.clear()
         await until(lambda: looks > 2)
         assert said == []
+
+
+async def test_the_memory_is_swept_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piagent_daemon.daemon.SWEEP_S", 0.001)
+    made, sweeps = inside([]), 0
+
+    async def sweep() -> None:
+        nonlocal sweeps
+        sweeps += 1
+
+    monkeypatch.setattr(made._store, "sweep", sweep)
+    async with made.running():
+        await until(lambda: sweeps > 2)
 
 
 async def test_a_reload_before_the_start_is_over_waits_for_it() -> None:

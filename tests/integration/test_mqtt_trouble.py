@@ -22,7 +22,7 @@ from tests.fakes.broker import BlackHole, free_port
 from tests.fakes.certificates import make_certificates
 from tests.fakes.echo_engine import EchoEngine, make_door, open_door, until
 from tests.fakes.observer import Observer
-from tests.fakes.scripted_broker import CONNECT, PUBLISH, ScriptedBroker, packet, publish
+from tests.fakes.scripted_broker import CONNECT, PUBLISH, SUBSCRIBE, ScriptedBroker, packet, publish
 
 both = pytest.mark.parametrize("protocol", ["5", "311"])
 
@@ -152,6 +152,21 @@ async def test_whoever_writes_while_the_connection_is_cut_holds_nobody() -> None
         connection.abort()  # with what the broker sent still unread
 
 
+@both
+async def test_it_is_ready_when_the_subscriptions_are_acknowledged(protocol: str) -> None:
+    async with ScriptedBroker() as broker:
+        broker.subacks = None
+        door = make_door(broker.port, EchoEngine(), mqtt_protocol=protocol)
+        door.announce("piagent/info", lambda: b"{}")
+        await door.start()
+        await until(lambda: broker.of(SUBSCRIBE) and broker.of(PUBLISH, "/info"))
+        await asyncio.wait_for(door._link.outbox.quiet(), 5)
+        assert not door._ready.is_set()
+        broker.suback(broker.of(SUBSCRIBE)[0])
+        await asyncio.wait_for(door.ready(), 5)
+        await door.stop(5)
+
+
 async def test_a_connection_that_nobody_looks_after_is_no_progress() -> None:
     async with ScriptedBroker() as broker, open_door(broker.port, EchoEngine()) as door:
         assert door.alive
@@ -259,6 +274,16 @@ async def test_access_rules_that_deny_are_found(
         broker.acl = "user piagent\ntopic readwrite piagent/#\n"
         broker.reload()
         await until(lambda: door.state.reasons == (), 10)
+
+
+async def test_a_refused_subscription_is_found() -> None:
+    async with ScriptedBroker() as broker:
+        broker.subacks = b"\x87\1"
+        async with open_door(broker.port, EchoEngine(), mqtt_protocol="5") as door:
+            assert door.state.reasons == ("acl_subscribe",)
+            broker.subacks = b"\1"
+            broker.drop()
+            await until(lambda: broker.connects == 2 and door.state.reasons == ())
 
 
 @both

@@ -75,6 +75,21 @@ async def test_a_conversation_outlives_the_process(machine: Machine) -> None:
         assert store.problem is None
 
 
+async def test_an_answer_is_on_the_disk_before_it_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await machine.process()
+    levels: list[int] = []
+    apply = store._database._apply
+
+    def look(connection: sqlite3.Connection, batch: Any) -> None:
+        if batch.durable:
+            levels.append(connection.execute("PRAGMA synchronous").fetchone()[0])
+        apply(connection, batch)
+
+    monkeypatch.setattr(store._database, "_apply", look)
+    await store.commit(outcome())
+    assert levels == [2], "FULL: each commit is synchronised"
+
+
 async def test_file_and_folder_are_private(machine: Machine) -> None:
     store = await machine.process()
     await store.commit(outcome())
