@@ -81,8 +81,12 @@ async def test_a_start_primes_the_model_and_tells_everybody(
     await ask(observer, "hall", {"message": "Hello", "agent": "nobody"})
     async with Observer(observer.port, base=observer.base) as late:  # both are retained
         await late.subscribe(f"{observer.base}/+")
-        state = (await late.wait(lambda one: one.topic.endswith("/health") and one.retain)).json
-        info = (await late.wait(lambda one: one.topic.endswith("/info") and one.retain)).json
+        kept = [
+            await late.wait(lambda one: one.topic.endswith("/health") and one.retain),
+            await late.wait(lambda one: one.topic.endswith("/info") and one.retain),
+        ]
+        assert [(one.qos, one.properties["ContentType"]) for one in kept] == [(1, "application/json")] * 2
+        state, info = (one.json for one in kept)
     first = await health_like(observer, status="ok")
     second = await observer.wait(lambda one: one.topic == first.topic, start=len(observer.messages))
     assert 0.2 < second.time - first.time < 1.5, "health comes every HEALTH_INTERVAL_S"

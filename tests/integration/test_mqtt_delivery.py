@@ -351,6 +351,7 @@ async def test_the_will_is_retained_and_at_qos_1_and_the_session_is_kept() -> No
     async with ScriptedBroker() as broker, open_door(broker.port, EchoEngine()):
         (connect,) = broker.of(CONNECT)
         assert connect.body[7] == 0b0010_1100, "the flags: retained will at QoS 1, no clean start"
+        assert b"\3\0\x10application/json" in connect.body, "the will's content type"
 
 
 async def test_a_broker_that_does_not_acknowledge_stops_the_intake() -> None:

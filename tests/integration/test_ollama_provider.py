@@ -28,6 +28,7 @@ from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.ollama import OllamaProvider
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Delta, Finish, Message
+from tests.fakes.broker import BlackHole
 from tests.fakes.httpd import Exchange, HttpServer
 from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama
 from tests.fakes.ollama_runner import Model
@@ -332,6 +333,22 @@ async def test_the_first_token_may_take_longer_than_the_next_ones(server: FakeOl
     server.next("noheader", delay_s=0.4)
     async with connected(server.url, idle_timeout_s=0.2) as provider:
         assert (await collect(provider))[2] is not None
+
+
+async def test_a_server_that_takes_no_connection_is_waited_for_no_longer_than_is_set() -> None:
+    with BlackHole() as hole:
+        async with connected(f"http://127.0.0.1:{hole.port}", connect_timeout_s=0.1) as provider, asyncio.timeout(3):
+            text, error = await failing(provider)
+    assert (text, type(error)) == ("", ProviderUnavailable)
+
+
+async def test_embeddings_do_not_change_the_window_that_is_in_force() -> None:
+    both = Model(capabilities=frozenset({"completion", "embedding"}))
+    async with FakeOllama({DEFAULT_MODEL: both}) as server, connected(server.url) as provider:
+        await collect(provider, asking("Is the light on?", context=1024))
+        await provider.embed(["lamp"], DEFAULT_MODEL)
+        assert server.requests[-1].path == "/api/embed"
+        assert server.requests[-1].body["options"]["num_ctx"] == 1024, "another one would load the model anew"
 
 
 async def test_a_slow_consumer_is_not_under_the_deadline(server: FakeOllama) -> None:

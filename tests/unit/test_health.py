@@ -1,6 +1,8 @@
 """What health says (contract section 4)."""
 
 import asyncio
+import json
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from math import inf
@@ -17,7 +19,7 @@ from piagent_daemon.turn import Config
 from piagent_daemon.values import DoorState, ProviderState
 from piagent_daemon.watch import ProviderWatch
 from tests.fakes.desk import World
-from tests.fakes.doubles import FakeClock, ScriptedProvider, ladder_of
+from tests.fakes.doubles import FakeClock, RecordingChannel, ScriptedProvider, answer, incoming, ladder_of
 
 COMMON: dict[str, Any] = {"conversation_id": "c", "request_id": "r", "attempt": 1, "seq": 0, "ts": FakeClock().now()}
 
@@ -119,12 +121,14 @@ def test_a_reason_that_passes_is_told_when_it_begins_and_when_to_look_again() ->
 
 def test_any_reason_degrades() -> None:
     clock = FakeClock()
+    started_at = clock.now()
     reporter = Reporter(Tally(clock), MemoryStore(Settings(), clock), clock)
     clock.advance(5)
     parts: dict[str, Any] = {"provider": ProviderHealth(name="p", model="m"), "queue": QueueHealth(limit=1)}
     well = reporter.health(door=DoorState(connected=True, protocol="5"), **parts)
     assert (well.status, well.reasons, well.protocol, well.process.uptime_s) == ("ok", [], "5", 5.0)
     assert well.memory.store == "memory"
+    assert (well.started_at, well.ts) == (started_at, clock.now())
     ill = reporter.health(
         door=DoorState(connected=True, reasons=("acl_publish",)), reasons=["model_not_found"], **parts
     )
@@ -140,12 +144,52 @@ async def test_health_comes_every_interval_however_often_somebody_looks() -> Non
             told.append(payload())
 
     world.herald.announce = announce  # type: ignore[method-assign]
+    begun = time.monotonic()
     task = asyncio.create_task(world.reporting.run())
     async with asyncio.timeout(5):
         while len(told) < 3:
             world.reporting.changed()
             await asyncio.sleep(0.01)
     task.cancel()
+    assert time.monotonic() - begun > 0.19, "and not each time that somebody looks"
+
+
+async def test_systemd_is_told_how_many_are_answered_and_wait_and_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, lines, gate = World(), list[str](), asyncio.Event()
+    monkeypatch.setattr(world.reporting._notifier, "status", lines.append)
+    world.reporting._publish()
+    assert isinstance(world.provider, ScriptedProvider)
+    world.provider.script = lambda _: [gate, *answer("now")]
+    channels = [RecordingChannel() for _ in range(3)]
+    for channel in channels:
+        await world.scheduler.submit(incoming(), channel)
+    world.reporting.config_rejected = True
+    world.reporting._publish()
+    gate.set()
+    for channel in channels:
+        await channel.terminal()
+    assert lines == [
+        "ok; 0 answered, 0 active, 0 waiting",
+        "degraded: config_rejected; 0 answered, 1 active, 2 waiting",
+    ]
+
+
+async def test_another_reason_is_told_at_once_though_the_status_stays() -> None:
+    world, told = World(), list[list[str]]()
+
+    def announce(topic: str, payload: Callable[[], bytes]) -> None:
+        if topic.endswith("/health"):
+            told.append(json.loads(payload())["reasons"])
+
+    world.herald.announce = announce  # type: ignore[method-assign]
+    world.reporting.config_rejected = True
+    world.reporting._publish()
+    world.herald.state = DoorState(connected=True, protocol="5", reasons=("acl_publish",))
+    world.reporting._publish()
+    world.reporting._publish()
+    assert told == [["config_rejected"], ["config_rejected", "acl_publish"]]
 
 
 def test_resident_memory_is_read() -> None:

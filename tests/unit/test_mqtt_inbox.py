@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from piagent_daemon.contract import AdminResponse
+from piagent_daemon.contract import AdminResponse, Sentence, Status
 from piagent_daemon.doors import mqtt_inbox
 from piagent_daemon.doors.mqtt import MqttDoor
 from piagent_daemon.doors.mqtt_connection import Welcome
@@ -363,6 +363,38 @@ async def test_a_message_that_is_not_read_to_its_end_is_no_progress() -> None:
     assert bench.engine.messages == ["hello"]
     await inbox.stop()
     assert not inbox.alive, "nobody reads"
+
+
+async def test_a_message_that_meets_a_defect_does_not_come_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench()
+
+    async def broken(_conversation: str) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.engine, "reset", broken)
+    inbox = bench.door._inbox
+    inbox.start()
+    bench.bring("piagent/k/reset", b"", qos=1, retain=False, dup=False)
+    await until(lambda: "failed by a defect" in caplog.text)
+    assert bench.connection.acked == [7]
+    bench.bring("piagent/k/in", b"hello", qos=1, retain=False, dup=False)
+    await until(lambda: bench.engine.messages == ["hello"])
+    await inbox.stop()
+
+
+async def test_all_events_but_text_go_at_qos_1() -> None:
+    bench = Bench()
+    bench.engine.hold = True
+    await bench.take("piagent/k/in", b"hello")
+    _, channel, conversation_id, request_id = bench.engine.held[0]
+    ids = bench.engine._ids(conversation_id, request_id, 1)
+    channel.send(Status(**ids, stage="loading", detail="The model gets ready."))
+    channel.send(Sentence(**ids, text="Hello.", index=0))
+    bench.engine.release()
+    told = {json.loads(payload)["type"]: qos for _, payload, qos in bench.connection.published}
+    assert told == {"accepted": 1, "status": 1, "sentence": 0, "chunk": 0, "final": 1}
 
 
 async def test_a_topic_that_is_no_utf_8_is_dropped() -> None:

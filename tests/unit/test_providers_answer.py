@@ -65,6 +65,21 @@ async def test_a_thought_is_no_beginning_of_the_answer() -> None:
     assert stream.started
 
 
+async def test_a_model_that_thinks_must_go_on_thinking(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    allow = Deadlines.allow
+
+    def note(self: Deadlines, seconds: float, what: str) -> None:
+        told.append(what)
+        allow(self, seconds, what)
+
+    monkeypatch.setattr(Deadlines, "allow", note)
+    stream = Stream([{"thinking": "hm"}], ProviderError("broke off"))
+    with pytest.raises(ProviderError):
+        await play(stream)
+    assert told == ["first token", "next token"]
+
+
 async def test_what_is_wrong_behind_good_lines_is_told_at_once() -> None:
     stream = Stream([{"text": "Yes"}], [{"text": "never read"}], late=ProviderError("nonsense"))
     with pytest.raises(ProviderError, match="nonsense"):

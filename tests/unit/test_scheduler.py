@@ -292,6 +292,13 @@ async def test_the_same_id_again_is_not_run_twice(world: World) -> None:
     assert len(world.provider.asked) == 2
 
 
+async def test_the_same_id_again_is_not_run_twice_at_qos_0_either(world: World) -> None:
+    last = await (await world.submit(id="r1", durable=False)).terminal()
+    again = await world.submit(id="r1", durable=False)
+    assert again.again == [last.encode()]
+    assert len(world.provider.asked) == 1
+
+
 async def test_the_same_id_in_another_conversation_is_another_request(world: World) -> None:
     await (await world.submit(id="1", conversation="a")).terminal()
     await (await world.submit(id="1", conversation="b")).terminal()
@@ -369,6 +376,16 @@ async def test_our_own_reply_sent_back_stops_being_answered(world: World) -> Non
     assert [channel.dropped for channel in channels] == [0, 0, 0, 0, 0, 1, 1]
     assert "loop:kitchen" in world.tally.reasons
     world.clock.advance(61)
+    assert code(await (await world.submit("I am an echo")).terminal()) == "stop"
+
+
+async def test_our_own_reply_is_known_without_the_space_around_it_and_a_reset_forgets_it(world: World) -> None:
+    world.provider.script = lambda _: answer(" I am an echo\n")
+    await (await world.submit("start")).terminal()
+    for _ in range(5):
+        await (await world.submit("I am an echo")).terminal()
+    assert (await world.submit("I am an echo")).dropped
+    await world.scheduler.reset("kitchen")
     assert code(await (await world.submit("I am an echo")).terminal()) == "stop"
 
 

@@ -1,16 +1,17 @@
 """One request, from remembered history to its terminal event (contract sections 3 and 6)."""
 
 import asyncio
+import contextlib
 import json
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from piagent_daemon import files, fitting
 from piagent_daemon.agents import Agent
-from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options, Sentence
+from piagent_daemon.contract import Chunk, ErrorEvent, Event, Options, Sentence, Usage
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import ContextOverflow, ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.job import Job, Stamp, Stop
@@ -496,6 +497,49 @@ async def test_a_request_that_waits_for_files_can_be_stopped(away: asyncio.Event
     assert world.provider.asked == []
 
 
+@pytest.fixture
+async def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Awaitable[None]]:
+    """Let seconds pass for the event loop: `await later(0.9)`."""
+    loop = asyncio.get_running_loop()
+    real, ahead_s = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: real() + ahead_s)
+
+    async def pass_by(seconds: float) -> None:
+        nonlocal ahead_s
+        ahead_s += seconds
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    return pass_by
+
+
+async def test_a_stage_is_told_when_it_lasts_more_than_a_second(
+    later: Callable[[float], Awaitable[None]], world: World
+) -> None:
+    thought, said = asyncio.Event(), asyncio.Event()
+    world.provider.script = lambda _: [thought, Delta(thinking="hm"), said, *answer("now")]
+    told: list[Event] = []
+
+    async def listen() -> None:
+        async with contextlib.aclosing(world.assistant.answer(world.job())) as events:
+            async for event in events:
+                told.append(event)  # noqa: PERF401 - it is looked at meanwhile
+
+    listening = asyncio.create_task(listen())
+    await later(0.0)
+    await later(0.9)
+    assert told == []
+    thought.set()
+    await later(0.0)
+    await later(0.9)
+    assert told == [], "the second begins anew with each stage"
+    await later(0.2)
+    assert [(event.type, getattr(event, "stage", "")) for event in told] == [("status", "thinking")]
+    said.set()
+    await asyncio.wait_for(listening, 5)
+    assert [event.type for event in told] == ["status", "chunk", "final"]
+
+
 async def test_a_long_stage_is_told_once(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     monkeypatch.setattr("piagent_daemon.turn.STAGE_S", 0.0)
     ready = asyncio.Event()
@@ -505,6 +549,18 @@ async def test_a_long_stage_is_told_once(monkeypatch: pytest.MonkeyPatch, world:
         kinds.append(event.type)
         ready.set()
     assert kinds == ["status", "chunk", "final"]
+
+
+async def test_where_the_seconds_went_is_told_by_the_queue_and_by_the_server_s_clock(world: World) -> None:
+    usage = Usage(prompt_tokens=5, completion_tokens=10, total_tokens=15)
+    end = Finish("stop", usage, load_s=1.5, prompt_s=0.5, generate_s=4.0)
+    world.provider.script = lambda _: [Delta("now"), Delta(finish=end)]
+    job = world.job()
+    world.clock.advance(3)
+    timing = final((await world.run(job))[-1]).timing
+    assert (timing.queued_s, timing.load_s, timing.prompt_s) == (3.0, 1.5, 0.5)
+    assert (timing.generate_s, timing.tokens_per_s) == (4.0, 2.5)
+    assert 3 <= timing.total_s < 4
 
 
 async def test_thinking_never_reaches_the_reply(world: World) -> None:

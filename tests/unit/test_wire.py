@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -44,6 +45,13 @@ def parse(value: Any) -> Request:
 )
 def test_anything_but_an_object_is_the_message_itself(payload: str, message: str) -> None:
     assert parse(payload).message == message
+
+
+@pytest.mark.parametrize("wrap", [str, lambda text: {"message": text}])
+def test_the_length_is_counted_without_the_space_around_it(wrap: Callable[[str], Any]) -> None:
+    assert parse(wrap(" " * 50 + "x" * 50 + "\n")).message.strip() == "x" * 50
+    with pytest.raises(InvalidRequest):
+        parse(wrap("x" * 51))
 
 
 @pytest.mark.parametrize(
