@@ -2,12 +2,14 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import free_port
+from tests.fakes.certificates import make_certificates
 from tests.fakes.cli import Cli
 from tests.fakes.observer import Observer
 from tests.fakes.old_broker import OldBroker
@@ -241,6 +243,16 @@ async def test_wrong_credentials_are_told_without_them(new_broker: BrokerFactory
         assert await cli.end() == 1
     assert "MQTT_PASSWORD" in cli.err
     assert "canary" not in cli.err
+
+
+async def test_a_broker_whose_certificate_is_not_trusted_is_told_nothing(
+    new_broker: BrokerFactory, tmp_path: Path
+) -> None:
+    broker = new_broker(certificate=make_certificates(tmp_path / "ours"))
+    strange, *_ = make_certificates(tmp_path / "strange")
+    async with Cli("ask", "Hi", mqtt_port=broker.port, mqtt_tls=True, mqtt_ca_file=str(strange)) as cli:
+        assert await cli.end() == 1
+    assert "not trusted" in cli.err
 
 
 async def test_on_a_terminal_text_streams_colours_show_and_controls_do_nothing(

@@ -1,5 +1,6 @@
 """`piagent doctor`: what is well, and what is not, each seen on real parts."""
 
+import argparse
 import asyncio
 import contextlib
 import errno
@@ -10,13 +11,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from piagent_daemon import checks
 from piagent_daemon.agents import Agent
 from piagent_daemon.checks import Finding
+from piagent_daemon.cli import doctor
 from piagent_daemon.cli.checks import local
 from piagent_daemon.settings import Settings
 from piagent_daemon.stores.sqlite import SqliteStore
@@ -235,6 +237,20 @@ def test_a_pi_without_a_clock_of_its_own(tmp_path: Path) -> None:
     synchronised.parent.mkdir(parents=True)
     synchronised.touch()
     assert checks.clock(now, tmp_path).state == "ok"
+
+
+@pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warn", 1), ("fail", 1)])
+def test_a_warning_alone_is_not_all_well(
+    state: Literal["ok", "warn", "fail"],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "_check", lambda _settings, note, **_: note(Finding("clock", state, "as it is")))
+    assert doctor.run(argparse.Namespace(config=None, json=True, no_ask=True)) == code
+    assert json.loads(capsys.readouterr().out)["ok"] is (code == 0)
 
 
 @pytest.mark.parametrize(("tokens", "state"), [(300, "warn"), (1024, "ok")])

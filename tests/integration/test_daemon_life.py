@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import itertools
+import logging
 import re
 import signal
 import time
@@ -341,9 +342,10 @@ async def test_a_reload_that_changes_nothing_lets_the_model_load(daemon: DaemonF
         assert not [one for one in server.requests if one.disconnected]
 
 
-def inside(said: list[str]) -> Daemon:
+def inside(said: list[str], config: Path | None = None) -> Daemon:
     """Return a daemon in this process, with no broker; `said` collects what it tells systemd of its state."""
-    made = app.build(load_settings(environ={"MQTT_PORT": str(free_port()), "PROVIDER": "echo"}))
+    environ = {} if config else {"MQTT_PORT": str(free_port()), "PROVIDER": "echo"}
+    made = app.build(load_settings(config, environ=environ))
     for state in ("ready", "reloading", "stopping"):
         setattr(made._notifier, state, functools.partial(said.append, state))
     return made
@@ -396,6 +398,36 @@ async def test_a_reload_before_the_start_is_over_waits_for_it() -> None:
         opened.set()
         await until(lambda: len(said) == 3)
         assert said == ["ready", "reloading", "ready"]
+
+
+async def test_reloads_are_handled_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piagent_daemon.daemon.DOORS_PATIENCE_S", 0.0)
+    said: list[str] = []
+    made = inside(said)
+    async with made.running():
+        made.reload()
+        made.reload()
+        await until(lambda: len(said) == 5)
+        assert said == ["ready", "reloading", "ready", "reloading", "ready"]
+
+
+async def test_a_reload_changes_what_is_logged_and_makes_providers_that_only_new_agents_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("piagent_daemon.daemon.DOORS_PATIENCE_S", 0.0)
+    said: list[str] = []
+    config = tmp_path / "piagent.toml"
+    config.write_text(f'log_level = "warning"\nmqtt_port = {free_port()}\nprompts_dir = "{tmp_path}"\n')
+    made = inside(said, config)
+    async with made.running():
+        await until(lambda: said == ["ready"])
+        config.write_text(config.read_text().replace("warning", "debug"))
+        (tmp_path / "parrot.md").write_text("---\nprovider: echo\n---\nYou repeat.\n")
+        assert "echo" not in made._ladder.known
+        made.reload()
+        await until(lambda: len(said) == 3)
+        assert made._ladder.known["echo"].name == "echo"
+        assert logging.getLogger("piagent").getEffectiveLevel() == logging.DEBUG
 
 
 async def test_a_reload_that_meets_a_defect_changes_nothing(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from piagent_daemon.cli import VERBS
+from piagent_daemon.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 MODULES = {
@@ -78,3 +79,39 @@ def test_the_packaged_agents_need_no_template_engine() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert shown.stdout.strip() == "False"
+
+
+def loaded_by_a_daemon_of(folder: Path, **environ: str) -> set[str]:
+    """Return the modules that are there when a daemon is put together in a folder without settings."""
+    program = (
+        "import sys\n"
+        "from piagent_daemon import app\n"
+        "from piagent_daemon.settings import load_settings\n"
+        "app.build(load_settings())\n"
+        "print(*sys.modules)"
+    )
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder, env=env
+    )
+    return set(done.stdout.split())
+
+
+def test_a_memory_without_a_file_needs_no_database(tmp_path: Path) -> None:
+    assert "sqlite3" not in loaded_by_a_daemon_of(tmp_path)
+    assert "sqlite3" in loaded_by_a_daemon_of(tmp_path, MEMORY_URL=f"sqlite://{tmp_path}/memory.db")
+
+
+def test_the_package_itself_is_the_daemon(tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "MQTT_PORT": "no number"}
+    done = subprocess.run(
+        [sys.executable, "-m", "piagent_daemon"], capture_output=True, text=True, check=False, cwd=tmp_path, env=env
+    )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "MQTT_PORT" in done.stderr
+
+
+def test_the_client_id_is_the_same_in_every_process() -> None:
+    code = "from piagent_daemon.settings import Settings; print(Settings().mqtt_client_id)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout == f"{Settings().mqtt_client_id}\n"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from piagent_daemon.daemon import DOORS_PATIENCE_S
 from piagent_daemon.provider_tables import ProviderTable
 from piagent_daemon.providers.config import place
 from piagent_daemon.settings import Settings, load_settings, secrets
@@ -82,8 +83,16 @@ def test_the_unit_starts_the_installed_program_and_obeys_exit_code_78() -> None:
     assert service["ExecStart"] == ["/opt/piagent/bin/piagent run"]
     assert service["RestartPreventExitStatus"] == ["78"]
     assert service["EnvironmentFile"] == ["-/etc/piagent/piagent.env"]
-    assert "WatchdogSec" in service
     assert set(unit_settings("Unit")) == {"Description", "Wants", "After", "StartLimitIntervalSec"}, "requires nothing"
+
+
+def test_the_unit_comes_back_for_ever_reloads_by_signal_and_is_watched_with_patience() -> None:
+    service = unit_settings("Service")
+    assert service["Restart"] == ["on-failure"]
+    assert unit_settings("Unit")["StartLimitIntervalSec"] == ["0"], "no number of restarts is too many"
+    assert service["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    assert seconds(service["WatchdogSec"][0]) >= 10
+    assert seconds(service["TimeoutStartSec"][0]) >= DOORS_PATIENCE_S + 20
 
 
 def test_every_secret_is_a_credential_whose_absence_does_not_stop_the_start() -> None:

@@ -1,6 +1,7 @@
 """Settings: where they come from, what they refuse, and that they keep secrets."""
 
 import errno
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,63 @@ from piagent_daemon.settings import (
 from piagent_daemon.settings_table import table
 
 CANARY = "canary-7f3a"
+CONFIG_PATHS = sources.CONFIG_PATHS
+CONTRACT: dict[str, Any] = {
+    "mqtt_host": "127.0.0.1",
+    "mqtt_port": 1883,
+    "mqtt_username": None,
+    "mqtt_password": None,
+    "mqtt_tls": False,
+    "mqtt_ca_file": None,
+    "mqtt_cert_file": None,
+    "mqtt_key_file": None,
+    "mqtt_client_id": f"piagent-{socket.gethostname()}",
+    "mqtt_base_topic": "piagent",
+    "mqtt_protocol": "auto",
+    "mqtt_session_expiry_s": 86400,
+    "response_topic_prefixes": ("piagent/",),
+    "provider": "ollama",
+    "ollama_host": "http://127.0.0.1:11434",
+    "ollama_model_general": "qwen2.5:3b-instruct",
+    "ollama_keep_alive": "-1",
+    "ollama_api_key": None,
+    "ctx_tokens": 4096,
+    "max_tokens": 1024,
+    "temperature": 0.7,
+    "prompt_style": "chat",
+    "think": False,
+    "prompts_dir": None,
+    "default_agent": "general",
+    "enable_memory": True,
+    "memory_max_turns": 8,
+    "memory_ttl_min": 60,
+    "memory_max_conversations": 500,
+    "memory_url": "memory:",
+    "max_concurrent": 1,
+    "max_waiting": 100,
+    "max_message_chars": 4000,
+    "max_payload_bytes": 8388608,
+    "max_image_bytes": 5242880,
+    "connect_timeout_s": 5,
+    "first_token_timeout_s": 300,
+    "idle_timeout_s": 60,
+    "total_timeout_s": 600,
+    "max_retries": 3,
+    "backoff_factor_s": 0.5,
+    "chunk_interval_ms": 25,
+    "dedupe_window_s": 600,
+    "health_interval_s": 30,
+    "shutdown_grace_s": 20,
+    "ha_discovery": True,
+    "ha_discovery_prefix": "homeassistant",
+    "log_level": "info",
+    "log_format": "auto",
+    "log_messages": False,
+    "models_allowed": (),
+    "models_admin": False,
+    "files_dir": None,
+}
+"""The defaults of its section 7."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +111,20 @@ def test_the_defaults_are_the_contracts() -> None:
     loaded = load()
     assert set(loaded.origins.values()) == {"default"}
     assert loaded.origins.keys() == Settings.model_fields.keys()
-    chosen = loaded.settings
-    assert (chosen.mqtt_host, chosen.mqtt_port, chosen.provider) == ("127.0.0.1", 1883, "ollama")
-    assert (chosen.ctx_tokens, chosen.max_tokens, chosen.temperature) == (4096, 1024, 0.7)
-    assert (chosen.memory_max_turns, chosen.memory_ttl_min, chosen.memory_max_conversations) == (8, 60, 500)
-    assert chosen.mqtt_client_id.startswith("piagent-")
-    assert chosen.response_topic_prefixes == ("piagent/",)
+    assert {name: getattr(loaded.settings, name) for name in CONTRACT} == CONTRACT
+    assert load(MQTT_TLS="true").settings.mqtt_port == 8883
+
+
+def test_the_file_is_looked_for_here_and_then_where_the_system_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(CONFIG_PATHS) == [Path("piagent.toml"), Path("/etc/piagent/piagent.toml")]
+    here, system = places = tmp_path / "here.toml", tmp_path / "system.toml"
+    monkeypatch.setattr(sources, "CONFIG_PATHS", places)
+    system.write_text("max_tokens = 2")
+    assert load().settings.max_tokens == 2
+    here.write_text("max_tokens = 1")
+    assert load().settings.max_tokens == 1
 
 
 def test_every_place_is_read_in_the_order_of_the_contract(tmp_path: Path) -> None:
