@@ -9,13 +9,13 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, TextIO
 
 from piagent_daemon import __version__
-from piagent_daemon.cli.terminal import flush, stderr
 from piagent_daemon.errors import ConfigError, PiagentError
 
 FINE: Final = 0
@@ -45,17 +45,37 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> int:
     """
     try:
         code = _run(sys.argv[1:] if argv is None else list(argv), default)
-        flush()
+        if sys.stdout is not None:
+            with writing(sys.stdout):  # argparse leaves its help in there
+                sys.stdout.flush()
     except ConfigError as error:
-        for problem in error.problems:
-            stderr().line(f"piagent: {problem}")
+        _complain(error.problems)
         return BAD_CONFIG
     except PiagentError as error:
-        stderr().line(f"piagent: {error}")
+        _complain([str(error)])
         return FAILED
     except (KeyboardInterrupt, BrokenPipeError):  # the latter: the reader of our pipe has left
         return FAILED
     return code
+
+
+@contextmanager
+def writing(stream: TextIO) -> Iterator[None]:
+    """Say in one sentence that a stream takes nothing; that the reader of a pipe has left stays a BrokenPipeError."""
+    try:
+        yield
+    except OSError as error:
+        # What is left in the stream would be tried once more at exit, and complained of.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise PiagentError(f"{stream.name.strip('<>')} cannot be written: {error.strerror}") from None
+
+
+def _complain(problems: Iterable[str]) -> None:
+    if sys.stderr is not None:  # else somebody closed it, and print would take standard output
+        for problem in problems:
+            print(f"piagent: {problem}", file=sys.stderr)
 
 
 def _run(words: Sequence[str], default: str | None) -> int:

@@ -3,10 +3,9 @@
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, Literal, TextIO
 
+from piagent_daemon.cli import writing
 from piagent_daemon.errors import PiagentError
 
 Style = Literal["bold", "dim", "red", "green", "yellow", "cyan"]
@@ -64,22 +63,9 @@ class Terminal:
             self.at_line_start = True
 
     def _put(self, text: str) -> None:
-        with _writing(self._stream):
+        with writing(self._stream):
             self._stream.write(text)
             self._stream.flush()
-
-
-@contextmanager
-def _writing(stream: TextIO) -> Iterator[None]:
-    """Say in one sentence that a stream takes nothing; that the reader of a pipe has left stays a BrokenPipeError."""
-    try:
-        yield
-    except OSError as error:
-        # What is left in the stream would be tried once more at exit, and complained of.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise PiagentError(f"{stream.name.strip('<>')} cannot be written: {error.strerror}") from None
 
 
 def stdin() -> TextIO:
@@ -101,10 +87,3 @@ def stdout() -> Terminal:
 
 def stderr() -> Terminal:
     return Terminal(sys.stderr or io.StringIO())
-
-
-def flush() -> None:
-    """Write what argparse left in standard output; raises as `Terminal.write` does."""
-    if sys.stdout is not None:
-        with _writing(sys.stdout):
-            sys.stdout.flush()
