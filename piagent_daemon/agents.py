@@ -45,6 +45,8 @@ class Agent:
     languages: tuple[str, ...] = ()
     context: str | None = None
     """Source of the Jinja2 template for the facts of one turn."""
+    provider_place: str = field(default="", compare=False)
+    """File and line that name the provider, for messages."""
 
 
 Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=256)]
@@ -134,7 +136,14 @@ def read_agent(path: Path, *, check: bool = True) -> Agent:
         system=system,
         **{key: getattr(meta, key) for key in FrontMatter.model_fields if key != "filler"},
         filler=meta.filler.model_dump() if meta.filler else None,
+        provider_place=one_line(f"{path}:{line_of(text, 'provider')}"),
     )
+
+
+def misplaced(agent: Agent, error: ConfigError) -> ConfigError:
+    """Return what is wrong with an agent's provider, with the place where the agent names it."""
+    problems = (problem.removeprefix("PROVIDER: ") for problem in error.problems)
+    return ConfigError(*(f"{agent.provider_place}: provider: {problem}" for problem in problems))
 
 
 def _split(path: Path, text: str) -> tuple[str, str, int]:

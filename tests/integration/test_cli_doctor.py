@@ -99,6 +99,17 @@ async def test_each_agents_model_is_looked_for_where_the_agent_lives(tmp_path: P
     ]
 
 
+async def test_a_provider_that_a_prompt_file_misnames(tmp_path: Path) -> None:
+    (tmp_path / "cook.md").write_text("---\nmodel: small:1b\nprovider: nobody\n---\nYou cook.\n")
+    code, found = await _report(mqtt_port=free_port(), provider="echo", prompts_dir=str(tmp_path))
+    assert code == 1
+    assert found["server echo"]["state"] == "ok"
+    assert found["server nobody"]["detail"].startswith(
+        f"{tmp_path}/cook.md:3: provider: 'nobody' is not one of anthropic"
+    )
+    assert "Correct the prompt file" in found["server nobody"]["remedy"]
+
+
 async def test_a_running_daemon_is_not_disturbed(
     mosquitto: Mosquitto, base_topic: str, observer: Observer, model_server: FakeOllama
 ) -> None:

@@ -1,11 +1,11 @@
 """The model server: reachable, has the models, and one of them answers."""
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 
 from piagent_daemon import checks, providers
-from piagent_daemon.agents import Agent
+from piagent_daemon.agents import Agent, misplaced
 from piagent_daemon.checks import REMEDIES, Finding
 from piagent_daemon.errors import ConfigError, PiagentError
 from piagent_daemon.ports import Provider
@@ -14,16 +14,21 @@ from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Message
 
 
-async def check_models(settings: Settings, agents: Iterable[Agent], *, ask: bool) -> AsyncGenerator[Finding, None]:
+async def check_models(settings: Settings, agents: Collection[Agent], *, ask: bool) -> AsyncGenerator[Finding, None]:
     """Look at each model server of PROVIDER and of agents, and at the models it shall have; `ask` lets it answer."""
     first, *_ = ladder = settings.provider.split(",")
+    tenants = {agent.provider: agent for agent in agents if agent.provider not in {None, *ladder}}
     homes = [(agent.provider or first, agent.model) for agent in agents]
     beside = [home for home, _ in homes]
     for name in dict.fromkeys((*ladder, *beside)):
         try:
             provider = providers.create(name, settings, beside)
         except ConfigError as error:
-            yield Finding(f"server {name}", "fail", str(error), "Correct PROVIDER.")
+            if tenant := tenants.get(name):
+                trouble, remedy = misplaced(tenant, error), "Correct the prompt file, or the settings of that provider."
+            else:
+                trouble, remedy = error, "Correct PROVIDER."
+            yield Finding(f"server {name}", "fail", str(trouble), remedy)
             continue
         try:
             config = providers.config.place(name, settings, beside).config
