@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from piagent_daemon import __version__, doors, log, providers, settings, stores
 from piagent_daemon.admin import AdminDesk, Parts
-from piagent_daemon.agents import load_agents
+from piagent_daemon.agents import load_agents, misplaced
 from piagent_daemon.announcer import Announcer
 from piagent_daemon.catalogue import Catalogue
 from piagent_daemon.contract import Offline
@@ -167,7 +167,7 @@ def extend(ladder: Ladder, config: Config, clock: Clock) -> None:
             try:
                 made[name] = _rung(name, config, clock)
             except ConfigError as error:
-                raise ConfigError(*(f"{agent.name}.md: provider: {text}" for text in error.problems)) from None
+                raise misplaced(agent, error) from None
     for rung in made.values():
         ladder.add(rung)
 

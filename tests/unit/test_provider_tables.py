@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piagent_daemon import app, log, providers
-from piagent_daemon.agents import Agent
+from piagent_daemon.agents import Agent, load_agents
 from piagent_daemon.errors import ConfigError
 from piagent_daemon.ladder import Ladder
 from piagent_daemon.provider_tables import read
@@ -210,9 +210,16 @@ async def test_the_daemon_s_ladder_has_the_rungs_of_provider_and_of_agents() -> 
     assert list(ladder.known) == ["office", "ollama-cloud", "den"]
     assert [ladder.general(name) for name in ladder.known] == ["qwen2.5:14b", "gpt-oss:120b", "den"]
     assert [rung.name for rung in ladder.rungs] == ["office", "ollama-cloud"]
-    with pytest.raises(ConfigError, match=r"^cook.md: provider: PROVIDER: 'nobody' is not one of"):
-        app.extend(ladder, Config(settings, {"cook": Agent("cook", "", provider="nobody")}), clock)
     await ladder.aclose()
+
+
+def test_a_provider_that_only_a_prompt_file_misnames_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "cook.md").write_text("---\nmodel: small:1b\nprovider: nobody\n---\nYou cook.\n")
+    settings, clock = load(TWO).settings, FakeClock()
+    config = Config(settings, load_agents(tmp_path))
+    ladder = Ladder(app.rungs(config, clock), lambda: settings, clock)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/cook.md:3: provider: 'nobody' is not one of anthropic"):
+        app.extend(ladder, config, clock)
 
 
 def test_all_that_the_parts_cannot_use_is_told_at_once() -> None:
