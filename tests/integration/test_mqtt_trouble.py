@@ -1,11 +1,14 @@
 """Brokers that refuse, vanish, deny or quarrel, and what the door makes of it."""
 
 import asyncio
+import contextlib
 import functools
 import json
 import random
 import select
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +141,26 @@ async def test_a_connection_that_breaks_at_its_first_packet_leaves_no_timer(monk
     assert not [timer for timer in timers if "_keep_up" in repr(timer) and not timer.cancelled()]
 
 
+@contextlib.contextmanager
+def in_time(seconds: float) -> Iterator[None]:
+    """Break off what holds the event loop itself for longer, and fail then."""
+    alarms = 0
+
+    def ring(_number: int, _frame: object) -> None:
+        nonlocal alarms
+        alarms += 1
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)  # again and again: paho swallows what its callbacks raise
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not alarms, f"it took longer than {seconds} s"
+
+
 async def test_whoever_writes_while_the_connection_is_cut_holds_nobody() -> None:
     hears = Silent()
     async with ScriptedBroker() as broker:
@@ -149,7 +172,10 @@ async def test_whoever_writes_while_the_connection_is_cut_holds_nobody() -> None
         asyncio.get_running_loop().remove_reader(sock)
         broker.send(publish("piagent/k/in", b"hello", 7, broker.version))
         await asyncio.to_thread(select.select, [sock], [], [], 5)
-        connection.abort()  # with what the broker sent still unread
+        with in_time(5):
+            connection.abort()  # with what the broker sent still unread
+        assert connection._client.socket() is None
+        assert sock.fileno() == -1
 
 
 @both

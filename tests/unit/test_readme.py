@@ -12,18 +12,27 @@ import yaml
 from jinja2 import Environment
 
 from piagent_daemon import __version__, agents, app, contract, discovery, errors, wire
+from piagent_daemon.admin import METHODS
 from piagent_daemon.cli import VERBS
 from piagent_daemon.doors import DOORS, hermes_words
 from piagent_daemon.doors.hermes import ACL_HERMES
+from piagent_daemon.doors.mqtt import BACKPRESSURE, DUPLICATE_CLIENT_ID
+from piagent_daemon.doors.mqtt_selftest import ACL_PUBLISH, ACL_SUBSCRIBE
 from piagent_daemon.doors.wyoming import WYOMING_PORT
 from piagent_daemon.providers.config import place
 from piagent_daemon.reporting import describe
 from piagent_daemon.settings import Settings, load_settings
 from piagent_daemon.topics import Topics
+from piagent_daemon.watch import KINDS
 from tests import generated
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+REASONS = {
+    *(*KINDS, ACL_HERMES, ACL_PUBLISH, ACL_SUBSCRIBE, BACKPRESSURE, DUPLICATE_CLIENT_ID, WYOMING_PORT),
+    *("config_rejected", "loop:<conversation>", "memory_not_persisted", "overload"),
+}
+"""Of health, from `piagent_daemon.watch`, the doors, `health` and `reporting`."""
 
 
 def blocks(language: str) -> list[str]:
@@ -219,6 +228,27 @@ def test_the_flows_for_node_red_have_the_addresses_and_names_that_are_told() -> 
 def test_every_reason_of_a_door_is_explained(door: str) -> None:
     reasons = {"hermes": ACL_HERMES, "wyoming": WYOMING_PORT}
     assert f"| `{reasons[door]}` |" in section("Troubleshooting")
+
+
+@pytest.mark.parametrize("reason", sorted(REASONS))
+def test_every_reason_of_health_is_explained(reason: str) -> None:
+    rows = re.findall(
+        r"^\| (`.+?`) \| .*\w.* \|$", section("Troubleshooting").split("| `health.reasons` |")[1], re.MULTILINE
+    )
+    assert any(f"`{reason}`" in names.split(", ") for names in rows)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_request_to_the_daemon_itself_is_explained(method: str) -> None:
+    table = section("Topics").split("\n### Requests to the daemon itself\n")[1].split("\n### ")[0]
+    rows = re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE)
+    assert any(f"`{method}`" in names.split(", ") for names in rows)
+
+
+def test_what_the_readme_has_installed_can_be_installed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(wanted.startswith("amqtt") for wanted in extras["demo"]), "the embedded broker of `piagent demo`"
+    assert set(re.findall(r"\bpip install .*?'\.\[(\w+)\]'", README)) <= extras.keys()
 
 
 def test_the_changelog_knows_this_version() -> None:
