@@ -394,6 +394,17 @@ async def test_an_answer_that_the_broker_does_not_take_blocks_nobody(new_broker:
         assert door.state.reasons == ()
 
 
+@pytest.mark.parametrize(("properties", "retain"), [(b"\0", 1), (b"\2\x25\0", 0)], ids=["unsaid", "not available"])
+async def test_a_broker_that_retains_nothing_is_not_asked_to(properties: bytes, retain: int) -> None:
+    async with (
+        ScriptedBroker(lambda _: packet(2, b"\0\0" + properties)) as broker,
+        open_door(broker.port, EchoEngine(), mqtt_protocol="5") as door,
+    ):
+        door.announce("piagent/info", lambda: b"{}")
+        await until(lambda: broker.of(PUBLISH, "/info"))
+        assert broker.of(PUBLISH, "/info")[0].flags & 1 == retain
+
+
 @both
 async def test_an_announcement_that_the_broker_does_not_take_is_left_out(
     new_broker: BrokerFactory, protocol: str, caplog: pytest.LogCaptureFixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from piagent_daemon.agents import Agent
 from piagent_daemon.contract import ContextUse, ErrorEvent, Final, ProviderHealth, QueueHealth, Speed, Timing, Usage
 from piagent_daemon.errors import ProviderTimeout, Unauthorized
 from piagent_daemon.health import Reporter, Tally, rss_mb
@@ -86,6 +87,10 @@ def test_speed_is_the_median_of_recent_answers() -> None:
     for seconds in (1.0, 9.0, 2.0):
         tally.ended(final(first_token_s=seconds, tokens_per_s=seconds * 2))
     assert tally.speed == Speed(first_token_s=2.0, tokens_per_s=4.0)
+    for _ in range(9):
+        tally.ended(final("cancelled", first_token_s=99.0, tokens_per_s=99.0))
+        tally.ended(final(first_token_s=0.0, tokens_per_s=0.0).model_copy(update={"cached": True}))
+    assert tally.speed == Speed(first_token_s=2.0, tokens_per_s=4.0), "what was cut off or kept tells nothing"
 
 
 def test_overload_passes() -> None:
@@ -216,6 +221,27 @@ async def test_a_look_at_the_model_server_becomes_a_reason(state: ProviderState,
     await watch.look()
     assert (watch.reason, watch.health.reachable, watch.health.error) == (reason, state.reachable, state.error)
     assert len(told) == 1
+
+
+async def test_a_model_that_only_an_agent_names_is_missed_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider, settings = ScriptedProvider(), Settings()
+    there = {settings.ollama_model_general}
+
+    async def probe(model: str) -> ProviderState:
+        found = model in there
+        return ProviderState(True, found, found, None if found else f"ollama pull {model}")
+
+    monkeypatch.setattr(provider, "probe", probe)
+    agents = {"cook": Agent(name="cook", system="You cook.", model="rare:1b")}
+    watch = ProviderWatch(ladder_of(provider, settings=settings), Config(settings, agents))
+    await watch.look()
+    assert (watch.reason, watch.reasons) == (None, ["model_not_found"])
+    assert "ollama pull rare:1b" in caplog.text
+    there.add("rare:1b")
+    await watch.look()
+    assert watch.reasons == []
 
 
 async def test_a_failed_answer_degrades_and_a_good_one_heals() -> None:

@@ -563,6 +563,11 @@ async def test_where_the_seconds_went_is_told_by_the_queue_and_by_the_server_s_c
     assert 3 <= timing.total_s < 4
 
 
+async def test_what_is_not_for_ears_does_not_hide_a_question(world: World) -> None:
+    world.provider.script = lambda _: answer("Shall I run it?\n```\nls\n```")
+    assert final(await world.ask()).expects_reply
+
+
 async def test_thinking_never_reaches_the_reply(world: World) -> None:
     world.provider.script = lambda _: [Delta(thinking="secret"), Delta("42"), Delta(finish=Finish("stop"))]
     events = await world.run(world.job())
