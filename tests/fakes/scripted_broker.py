@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.fakes.streams import StreamServer
 
-CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PINGREQ, DISCONNECT = 1, 3, 4, 8, 12, 14
+CONNECT, PUBLISH, PUBACK, SUBSCRIBE, UNSUBSCRIBE, PINGREQ, DISCONNECT = 1, 3, 4, 8, 10, 12, 14
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tests.fakes.broker import BlackHole, free_port
 from tests.fakes.certificates import make_certificates
 from tests.fakes.echo_engine import EchoEngine, make_door, open_door, until
 from tests.fakes.observer import Observer
-from tests.fakes.scripted_broker import CONNECT, PUBLISH, SUBSCRIBE, ScriptedBroker, packet, publish
+from tests.fakes.scripted_broker import CONNECT, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, ScriptedBroker, packet, publish
 
 both = pytest.mark.parametrize("protocol", ["5", "311"])
 
@@ -268,6 +268,16 @@ async def test_nonsense_from_the_broker_leads_to_a_new_connection(monkeypatch: p
             assert door.alive, number
         door.announce("piagent/info", lambda: b"{}")
         await until(lambda: broker.of(PUBLISH, "/info"))
+
+
+@pytest.mark.parametrize("session_present", [False, True])
+async def test_only_a_session_that_goes_on_is_rid_of_subscriptions_that_are_not_wanted(session_present: bool) -> None:
+    async with (
+        ScriptedBroker(lambda _: packet(2, bytes([session_present, 0, 0]))) as broker,
+        open_door(broker.port, EchoEngine(), mqtt_protocol="5"),
+    ):
+        await until(lambda: broker.of(SUBSCRIBE))
+        assert [b"hermes/" in one.body for one in broker.of(UNSUBSCRIBE)] == [True] * session_present
 
 
 # ------------------------------------------------------------------------------------------------------ access rules

@@ -97,6 +97,10 @@ def loaded_by_a_daemon_of(folder: Path, **environ: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def test_the_http_client_does_not_keep_the_daemon_from_being_ready(tmp_path: Path) -> None:
+    assert "httpx" not in loaded_by_a_daemon_of(tmp_path)
+
+
 def test_a_memory_without_a_file_needs_no_database(tmp_path: Path) -> None:
     assert "sqlite3" not in loaded_by_a_daemon_of(tmp_path)
     assert "sqlite3" in loaded_by_a_daemon_of(tmp_path, MEMORY_URL=f"sqlite://{tmp_path}/memory.db")

@@ -302,3 +302,23 @@ async def test_trouble_brings_the_next_look_forward(monkeypatch: pytest.MonkeyPa
     await asyncio.wait_for(healed.wait(), 5)
     assert watch.reason is None
     task.cancel()
+
+
+async def test_a_server_in_trouble_is_looked_at_soon_and_then_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = ScriptedProvider()
+    well, provider.state = provider.state, ProviderState(reachable=False, error="refused")
+    watch = ProviderWatch(ladder_of(provider), Config(Settings(health_interval_s=30), {}))
+    pauses: list[float] = []
+
+    async def woken(_event: asyncio.Event, seconds: float) -> bool:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            provider.state = well
+        if len(pauses) == 5:
+            raise asyncio.CancelledError
+        return False
+
+    monkeypatch.setattr("piagent_daemon.watch.woken", woken)
+    with pytest.raises(asyncio.CancelledError):
+        await watch.run()
+    assert pauses == [2, 4, 8, 30, 30]

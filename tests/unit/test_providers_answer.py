@@ -103,6 +103,14 @@ async def test_a_deadline_that_passes_between_two_reads_is_not_lost() -> None:
     deadlines.close()
 
 
+async def test_no_other_deadline_is_later_than_that_of_the_whole_answer() -> None:
+    deadlines = Deadlines(0.01)
+    deadlines.allow(60, "first token")
+    with pytest.raises(ProviderTimeout, match=r"not complete within 0\.01 s"):
+        await asyncio.wait_for(deadlines.read(asyncio.Event().wait()), 5)
+    deadlines.close()
+
+
 async def test_many_texts_are_embedded_a_few_at_a_time_in_order() -> None:
     asked: list[int] = []
 
