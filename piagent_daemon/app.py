@@ -29,7 +29,7 @@ from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Loaded, Settings
 from piagent_daemon.systemd import Notifier, memory_limit_live
 from piagent_daemon.turn import Assistant, Config
-from piagent_daemon.waiting import LooseThreads
+from piagent_daemon.waiting import in_loop
 from piagent_daemon.warmup import Warmup
 from piagent_daemon.watch import ProviderWatch
 from piagent_daemon.window import Ledger
@@ -221,12 +221,7 @@ def run(loaded: Loaded) -> int:
     # What is there now stays for ever: the collector need not look at it again.
     gc.freeze()
     gc.enable()
-
-    async def serve() -> int:
-        asyncio.get_running_loop().set_default_executor(LooseThreads())
-        return await daemon.run()
-
-    return asyncio.run(serve())
+    return in_loop(daemon.run())
 
 
 @asynccontextmanager

@@ -155,8 +155,11 @@ class Lane:
 
     def add(self, job: Job) -> None:
         """Have a job wait its turn: behind all others, or where it interrupts, only behind those that do so, too."""
-        ahead = sum(other.interrupts for other in self.waiting) if job.interrupts else len(self.waiting)
-        self.waiting.insert(ahead, job)
+        self.waiting.insert(len(self.waiting) - self.overtaken_by(job), job)
+
+    def overtaken_by(self, job: Job) -> int:
+        """Return how many of those who wait are answered after a job that comes now."""
+        return sum(not other.interrupts for other in self.waiting) if job.interrupts else 0
 
 
 def heard(ends: tuple[int, ...], spoken_index: int | None = None) -> int:

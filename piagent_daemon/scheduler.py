@@ -133,7 +133,7 @@ class Scheduler:
         lane.agent = job.request.agent or lane.agent
         if self._config.settings.log_messages:
             log.debug("conversation %.64r asks: %s", job.conversation_id, job.request.message)
-        position = 0 if starts_now else self._waiting + 1
+        position = 0 if starts_now else self._waiting + 1 - lane.overtaken_by(job)
         self._send(job, job.stamp(Accepted, position=position, agent=job.agent.name, model=job.model))
         if job.interrupts and lane.running:
             lane.running.stop("cancelled")

@@ -59,6 +59,16 @@ class LooseThreads(ThreadPoolExecutor):
         return future
 
 
+def in_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Return what `main` returns in an event loop of its own, whose end waits for no host name (`LooseThreads`)."""
+
+    async def within() -> T:
+        asyncio.get_running_loop().set_default_executor(LooseThreads())
+        return await main
+
+    return asyncio.run(within())
+
+
 def _nothing() -> None:
     """Stand in where there is nothing to undo."""
 

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Final, TextIO
@@ -73,9 +73,12 @@ def writing(stream: TextIO) -> Iterator[None]:
 
 
 def _complain(problems: Iterable[str]) -> None:
-    if sys.stderr is not None:  # else somebody closed it, and print would take standard output
+    if sys.stderr is None:  # somebody closed it, and print would take standard output
+        return
+    with suppress(PiagentError, BrokenPipeError), writing(sys.stderr):
         for problem in problems:
             print(f"piagent: {problem}", file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _run(words: Sequence[str], default: str | None) -> int:

@@ -19,6 +19,7 @@ from piagent_daemon.cli.standin import MODEL, standin
 from piagent_daemon.cli.terminal import Terminal, stderr
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.settings import Loaded, Settings, load_settings
+from piagent_daemon.waiting import in_loop
 
 _LOOK_S: Final = 1.5
 _DAEMON_WAIT_S: Final = 10.0
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 def _surroundings(loaded: Loaded, notes: Terminal) -> Iterator[Settings]:
     """Start model server, broker and daemon, saying so; yields the settings that lead to them."""
     with ExitStack() as stack:
-        host, model = loaded.settings.ollama_host, asyncio.run(real_model(loaded.settings))
+        host, model = loaded.settings.ollama_host, in_loop(real_model(loaded.settings))
         if model is None:
             host, model = stack.enter_context(standin()), MODEL
             notes.line(f"model   a stand-in at {host} (no Ollama with a model at {loaded.settings.ollama_host})", "dim")

@@ -5,7 +5,6 @@ device for good, or use `remove` before you change MQTT_BASE_TOPIC or HA_DISCOVE
 """
 
 import argparse
-import asyncio
 import json
 from typing import Any
 
@@ -17,6 +16,7 @@ from piagent_daemon.doors.mqtt_client import MqttClient
 from piagent_daemon.errors import PiagentError
 from piagent_daemon.reporting import describe
 from piagent_daemon.settings import Settings, load_settings
+from piagent_daemon.waiting import in_loop
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 def _show(settings: Settings, args: argparse.Namespace) -> int:
     config = app.configure(settings)
     topic = discovery.topic(settings)
-    found = json.loads(discovery.message(describe(config), settings, asyncio.run(_models(settings))))
+    found = json.loads(discovery.message(describe(config), settings, in_loop(_models(settings))))
     out = stdout()
     if args.json:
         out.write(json.dumps({"topic": topic, "payload": found}, indent=2, ensure_ascii=False) + "\n")

@@ -4,7 +4,6 @@ A running daemon is not disturbed; the model is asked for one word, unless --no-
 """
 
 import argparse
-import asyncio
 import json
 from collections.abc import Callable
 from contextlib import aclosing
@@ -18,6 +17,7 @@ from piagent_daemon.cli.checks.local import check_local, prompts
 from piagent_daemon.cli.checks.model import check_models
 from piagent_daemon.cli.terminal import Style, Terminal, stdout
 from piagent_daemon.settings import Settings, load_settings
+from piagent_daemon.waiting import in_loop
 
 _SHOWN: Final[dict[State, tuple[str, Style]]] = {
     "ok": ("ok  ", "green"),
@@ -71,4 +71,4 @@ def _check(settings: Settings, note: Callable[[Finding], None], *, ask: bool) ->
             async for finding in found:
                 note(finding)
 
-    asyncio.run(models())
+    in_loop(models())

@@ -1,7 +1,6 @@
 """List, pull and remove models, directly at the model server."""
 
 import argparse
-import asyncio
 import json
 import shutil
 from collections.abc import Callable, Coroutine
@@ -16,6 +15,7 @@ from piagent_daemon.errors import ModelNotFound, ProviderError
 from piagent_daemon.ports import Provider
 from piagent_daemon.settings import load_settings
 from piagent_daemon.values import ModelInfo, PullProgress
+from piagent_daemon.waiting import in_loop
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             await provider.aclose()
 
     try:
-        return asyncio.run(act())
+        return in_loop(act())
     except KeyboardInterrupt:
         if args.action is _pull:
             stderr().line(f"Stopped. `piagent models pull {args.model}` goes on where it was.")

@@ -47,6 +47,7 @@ class Connection(httpx.AsyncHTTPTransport):
         `on_end` is called when a kept connection had ended.
         """
         self._on_end = on_end
+        self._closed = False
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls,
             max_connections=1,
@@ -71,16 +72,28 @@ class Connection(httpx.AsyncHTTPTransport):
 
         request.extensions = {**request.extensions, "trace": trace}
         try:
-            return await super().handle_async_request(request)
+            return await self._ask(request)
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
             protocol = isinstance(error, httpx.RemoteProtocolError)
-            if connected or (protocol and "without sending a response" not in str(error)):
+            if connected or self._closed or (protocol and "without sending a response" not in str(error)):
                 raise
             log.debug("a kept connection had ended: %r", error)
         if self._on_end:
             self._on_end()
-        await self.aclose()
-        return await super().handle_async_request(request)
+        await self._pool.aclose()
+        return await self._ask(request)
+
+    async def _ask(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if self._closed:  # while it connected: httpcore had nothing to close yet
+            await response.aclose()
+            raise httpx.ReadError("the connection was closed")
+        return response
+
+    async def aclose(self) -> None:
+        """Close it for good."""
+        self._closed = True
+        await super().aclose()
 
 
 class Connections:
@@ -119,7 +132,7 @@ class Connections:
         except faults.FOREIGN as error:
             log.debug("an answer did not end well: %r", error)
         finally:
-            if connection.is_good and len(self._idle) < self._keep:
+            if connection.is_good and not self._closed and len(self._idle) < self._keep:
                 self._idle.append(connection)
                 self._used.discard(connection)
             else:

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpcore
 import httpx
@@ -200,20 +201,77 @@ async def test_it_is_sent_over_a_new_connection_also_where_others_are_kept() -> 
     handler = Forgetful()
     async with server(handler) as port:
         connections = Connections(None, keep=2)
-
-        async def ask(path: str) -> bytes:
-            connection = connections.take()
-            request = httpx.Request("POST", f"http://127.0.0.1:{port}{path}", content=b"body")
-            response = await connection.handle_async_request(request)
-            try:
-                return await response.aread()
-            finally:
-                await connections.leave(connection, response.aclose)
-
-        await asyncio.gather(*(ask("/both") for _ in range(2)))
-        assert await ask("/") == b"ok"
+        await asyncio.gather(*(ask(connections, port, "/both") for _ in range(2)))
+        assert await ask(connections, port) == b"ok"
         await connections.aclose()
     assert handler.log[2:] in ([(1, 2), (3, 1)], [(2, 2), (3, 1)])
+
+
+async def ask(connections: Connections, port: int, path: str = "/") -> bytes:
+    connection = connections.take()
+    response: httpx.Response | None = None
+    try:
+        request = httpx.Request("POST", f"http://127.0.0.1:{port}{path}", content=b"body")
+        response = await connection.handle_async_request(request)
+        return await response.aread()
+    finally:
+        await connections.leave(connection, response.aclose if response else None)
+
+
+async def test_who_waits_for_an_answer_while_all_is_closed_asks_no_second_time() -> None:
+    questions, opened, closed = 0, 0, 0
+    second = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal questions, opened, closed
+        opened += 1
+        try:
+            while await reader.readuntil(b"body"):
+                questions += 1
+                if questions == 1:
+                    writer.write(OK)
+                else:
+                    second.set()
+        finally:
+            closed += 1
+
+    async with server(handler) as port:
+        connections = Connections(None, keep=2)
+        assert await ask(connections, port) == b"ok"
+        asking = asyncio.ensure_future(ask(connections, port))
+        async with asyncio.timeout(5):
+            await second.wait()
+            await connections.aclose()
+            with pytest.raises(httpx.HTTPError):
+                await asking
+    assert (questions, opened, closed) == (2, 1, 1)
+
+
+async def test_a_connection_that_opens_while_all_is_closed_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, connect, ended = asyncio.Event(), TcpBackend.connect_tcp, asyncio.Event()
+
+    async def slowly(*args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        stream = await connect(*args, **kwargs)
+        await gate.wait()
+        return stream
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        writer.write(OK)
+        await reader.read()
+        ended.set()
+
+    monkeypatch.setattr(TcpBackend, "connect_tcp", slowly)
+    async with server(handler) as port:
+        connections = Connections(None, keep=2)
+        asking = asyncio.ensure_future(ask(connections, port))
+        await asyncio.sleep(0)
+        await connections.aclose()
+        gate.set()
+        async with asyncio.timeout(5):
+            with pytest.raises(httpx.HTTPError):
+                await asking
+            await ended.wait()
 
 
 async def test_it_is_not_sent_a_third_time_nor_over_a_connection_that_was_new() -> None:

@@ -170,6 +170,7 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
         ("ask --help", ">/dev/full", 1, b"piagent: stdout cannot be written: No space left on device\n"),
         ("ask hello", ">&-", 1, b"piagent: stdout is closed: there is nowhere to write to\n"),
         ("asyncapi", ">/dev/full 2>&-", 1, b""),
+        ("config --config none.toml", "2>/dev/full", 78, b""),
         ("ask -", "<&-", 2, b"piagent ask: the question is empty\n"),
     ],
 )

@@ -246,6 +246,8 @@ async def test_who_interrupts_is_answered_before_those_who_wait(world: World) ->
     world.hold()
     channels = [await world.speaking(await world.submit("first")), await world.submit("second")]
     channels += [await world.submit(text, interrupt=True) for text in ("third", "fourth")]
+    positions = [channel.events[0].encode().partition(b'"position":')[2][:1] for channel in channels]
+    assert positions == [b"0", b"1", b"1", b"2"]
     world.gate.set()
     assert [code(await channel.terminal()) for channel in channels] == ["cancelled", "stop", "stop", "stop"]
     assert [request.messages[-1].content.split()[-1] for request in world.provider.asked] == [
