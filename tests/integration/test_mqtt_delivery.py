@@ -208,7 +208,8 @@ async def test_the_goodbye_waits_until_the_broker_has_the_last_word(protocol: st
         await until(lambda: broker.of(PUBLISH, "/health"))
         (offline,) = broker.of(PUBLISH, "/health")
         assert OFFLINE in offline.body
-        await asyncio.sleep(0.05)  # in which a goodbye that does not wait would come
+        ended, _ = await asyncio.wait([stopping], timeout=0.05)
+        assert not ended
         assert not broker.of(DISCONNECT)
         broker.ack(offline)
         await stopping
