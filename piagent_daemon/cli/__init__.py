@@ -94,6 +94,7 @@ def _run(words: Sequence[str], default: str | None) -> int:
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # else it asks every installed package for one
         gc.disable()  # loading leaves no garbage, and looking for it takes a tenth of the start
         module = importlib.import_module(VERBS[verb][0])
+        gc.freeze()
         gc.enable()
         args = _verb_parser(verb, module).parse_args(words[before + 1 :], argparse.Namespace(**vars(common)))
     except SystemExit as leaving:  # argparse leaves by itself after --help, --version and wrong usage
