@@ -218,10 +218,16 @@ def run(loaded: Loaded) -> int:
     logging.getLogger("piagent").info("piagent %s starts, %s", __version__, bound)
     gc.disable()
     daemon = build(loaded)
-    # What is there now stays for ever: the collector need not look at it again.
+    daemon.on_ready = tidy
+    return in_loop(daemon.run())
+
+
+def tidy() -> None:
+    """Take back what the start left over, and spare the collector the rest from now on: it stays for ever."""
+    gc.unfreeze()
+    gc.collect()
     gc.freeze()
     gc.enable()
-    return in_loop(daemon.run())
 
 
 @asynccontextmanager

@@ -61,6 +61,7 @@ class Daemon:
         self._warmup = warmup
         self._notifier = notifier
         self._reload = reload
+        self.on_ready: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._readying: set[asyncio.Task[None]] = set()
         """Those of them that end with READY=1."""
@@ -106,6 +107,8 @@ class Daemon:
                     log.warning("not everything is there yet: %s", door.state.detail)
         self._notifier.ready()
         self._ready.set()
+        if self.on_ready:
+            self.on_ready()
         self._reporting.changed()
         # Only now, since these load the HTTP client, which would take the processor from the way to being ready.
         self._start(self._announcer.run(), "tell Home Assistant")

@@ -92,7 +92,7 @@ def _run(words: Sequence[str], default: str | None) -> int:
         if verb not in VERBS:
             _top_parser().error(f'there is no "{verb}"; choose from {", ".join(VERBS)}')
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # else it asks every installed package for one
-        gc.disable()  # loading leaves no garbage, and looking for it takes a tenth of the start
+        gc.disable()  # loading leaves little garbage, and looking for it takes a tenth of the start
         module = importlib.import_module(VERBS[verb][0])
         gc.freeze()
         gc.enable()

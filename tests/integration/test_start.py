@@ -10,6 +10,7 @@ import pytest
 
 from piagent_daemon.cli import VERBS
 from piagent_daemon.settings import Settings
+from tests.fakes.broker import free_port
 
 ROOT = Path(__file__).parents[2]
 MODULES = {
@@ -119,3 +120,38 @@ def test_the_client_id_is_the_same_in_every_process() -> None:
     code = "from piagent_daemon.settings import Settings; print(Settings().mqtt_client_id)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
     assert runs[0].stdout == runs[1].stdout == f"{Settings().mqtt_client_id}\n"
+
+
+def test_the_collector_sleeps_until_the_daemon_is_ready_and_then_spares_what_is_there(tmp_path: Path) -> None:
+    program = (
+        "import gc, os, signal, sys\n"
+        "from piagent_daemon import app, cli, daemon\n"
+        "daemon.DOORS_PATIENCE_S = 0.0\n"
+        "tidy = app.tidy\n"
+        "def told():\n"
+        "    print(gc.isenabled())\n"
+        "    tidy()\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > 20_000, gc.get_count()[0] < 700)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "app.tidy = told\n"
+        "sys.exit(cli.main([], default='run'))"
+    )
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "MQTT_PORT": str(free_port()), "PROVIDER": "echo"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=env, timeout=30
+    )
+    assert done.stdout.split("\n")[:2] == ["False", "True True True"]
+
+
+def test_what_a_verb_loads_is_kept_from_the_collector(tmp_path: Path) -> None:
+    program = (
+        "import gc\n"
+        "from piagent_daemon import app, cli\n"
+        "app.run = lambda loaded: print(gc.isenabled(), gc.get_freeze_count() > 20_000) or 0\n"
+        "cli.main([], default='run')"
+    )
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
+    )
+    assert done.stdout == "True True\n"
