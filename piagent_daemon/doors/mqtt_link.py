@@ -51,6 +51,7 @@ class Link:
         self._ended: asyncio.Future[End] | None = None
         self._since = 0.0
         self._stable: asyncio.TimerHandle | None = None
+        self._fell_back = False
         self._closing = False
 
     def _make_connection(self) -> Connection:
@@ -155,8 +156,10 @@ class Link:
         where = f"broker {self._settings.mqtt_host}:{self._settings.mqtt_port}"
         why = explain(end, tls=self._settings.mqtt_tls)
         detail = f"waiting for the {where}: {why}"
-        if self._reconnect.protocol != protocol and end.code == UNSUPPORTED_PROTOCOL:
-            log.info("%s does not speak MQTT 5: falling back to 3.1.1", where)
+        if protocol == "5" != self._reconnect.protocol and not self._fell_back:
+            self._fell_back = True
+            found = "does not speak MQTT 5" if end.code == UNSUPPORTED_PROTOCOL else "gives MQTT 5 no answer"
+            log.info("%s %s: falling back to 3.1.1", where, found)
         elif detail != self.detail:
             log.log(end.level, "%s: %s; trying again, for ever", where, why)
         self.detail = detail
