@@ -51,15 +51,18 @@ Make = Callable[[Fault], PiagentError]
 
 
 class Rule(NamedTuple):
-    """Applies when the status is one of `statuses` (empty: any) and `words` is found in what the server said."""
+    """Applies when the status is one of `statuses` (empty: any) and `words` is found in what the server said.
+
+    `words` is a regular expression, whatever the case, and compiled when a server first says something.
+    """
 
     statuses: tuple[int | None, ...]
-    words: re.Pattern[str] | None
+    words: str
     make: Make
 
     def fits(self, fault: Fault) -> bool:
         return (not self.statuses or fault.status in self.statuses) and (
-            self.words is None or self.words.search(f"{fault.kind} {fault.said}".strip()) is not None
+            re.search(self.words, f"{fault.kind} {fault.said}".strip(), re.IGNORECASE) is not None
         )
 
 
@@ -150,8 +153,8 @@ def other(fault: Fault) -> PiagentError:
 
 
 def rule(make: Make, words: str = "", *statuses: int | None) -> Rule:
-    """Return a rule; `words` is a regular expression, whatever the case."""
-    return Rule(statuses, re.compile(words, re.IGNORECASE) if words else None, make)
+    """Return a rule for some statuses, or for all."""
+    return Rule(statuses, words, make)
 
 
 REDIRECT = rule(redirect, "", 301, 302, 303, 307, 308)
