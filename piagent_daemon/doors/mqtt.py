@@ -13,6 +13,7 @@ from typing import Final
 
 import paho.mqtt.client as paho
 
+from piagent_daemon import tls
 from piagent_daemon.doors.mqtt_admin import Clerk
 from piagent_daemon.doors.mqtt_guest import FOREIGN, Ear, Guest
 from piagent_daemon.doors.mqtt_inbox import Inbox
@@ -232,6 +233,7 @@ def _tls_context(settings: Settings) -> ssl.SSLContext | None:
         context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"MQTT_CA_FILE: {error}.") from error
+    tls.take_home_made(context)
     context.sslsocket_class = _TlsSocket
     if settings.mqtt_cert_file:
         try:

@@ -21,6 +21,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from piagent_daemon import tls
 from piagent_daemon.doors.mqtt_paho import no_delay
 from piagent_daemon.doors.mqtt_trouble import (
     BAD_CREDENTIALS,
@@ -223,6 +224,7 @@ class MqttClient:
         if settings.mqtt_tls:
             try:
                 context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
+                tls.take_home_made(context)
                 if settings.mqtt_cert_file:
                     context.load_cert_chain(settings.mqtt_cert_file, settings.mqtt_key_file)
             except (OSError, ssl.SSLError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from piagent_daemon import tls
 from piagent_daemon.errors import ProviderError, ProviderTimeout
 from piagent_daemon.providers import faults
 from piagent_daemon.providers.address import Address
@@ -260,4 +261,5 @@ def _certificates() -> ssl.SSLContext:
     """Trust the well-known authorities and those of this machine, where a home's own authority would be."""
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
+    tls.take_home_made(context)
     return context

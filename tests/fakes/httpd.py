@@ -6,6 +6,7 @@ No third-party code. The handler runs as one task per request and is cancelled a
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -196,9 +197,10 @@ class _Connection(asyncio.Protocol):
 class HttpServer:
     """Listens on loopback; can be stopped and started again on the same port. `accepted` counts connections."""
 
-    def __init__(self, handler: Handler, port: int = 0) -> None:
+    def __init__(self, handler: Handler, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.handler = handler
         self.port = port
+        self.tls = tls
         self.accepted = 0
         self.connections: set[_Connection] = set()
         self.defects: list[Exception] = []
@@ -206,7 +208,9 @@ class HttpServer:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port, backlog=512)
+        self._server = await loop.create_server(
+            lambda: _Connection(self), "127.0.0.1", self.port, backlog=512, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

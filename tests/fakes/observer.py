@@ -17,6 +17,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from tests.fakes.certificates import client_context
+
 TERMINAL = frozenset({"final", "error"})
 
 
@@ -80,7 +82,7 @@ class Observer:
         if username is not None:
             self._client.username_pw_set(username, password)
         if ca_file is not None:
-            self._client.tls_set(ca_file)
+            self._client.tls_set_context(client_context(ca_file))
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()

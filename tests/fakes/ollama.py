@@ -15,6 +15,7 @@ import contextlib
 import ipaddress
 import json
 import math
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -61,7 +62,7 @@ class FakeOllama:
 
     `parallel` slots a model; `load_s` seconds a (re)load; `prompt_tokens_per_s` reading speed (0 = no time);
     `ram_cache` keeps earlier prompts cached; `api_key` is demanded as bearer key when set; `pullable` names models
-    that /api/pull can fetch.
+    that /api/pull can fetch. With `tls` it speaks https.
     """
 
     mode = _Scripted[str]()
@@ -83,6 +84,7 @@ class FakeOllama:
         api_key: str | None = None,
         pullable: Iterable[str] = (),
         pull_step_s: float = 0.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         chosen = {DEFAULT_MODEL: Model()} if models is None else models
         self.models = Models(chosen)
@@ -94,13 +96,13 @@ class FakeOllama:
         self.runners = Runners(parallel=parallel, load_s=load_s, ram_cache=ram_cache, max_queue=max_queue)
         self._queue: deque[_Once] = deque()
         self._changed = asyncio.Event()
-        self._http = HttpServer(self._handle, port)
+        self._http = HttpServer(self._handle, port, tls)
 
     # ---------------------------------------------------------------------------------------------------- for tests
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.port}"
+        return f"{'https' if self._http.tls else 'http'}://127.0.0.1:{self._http.port}"
 
     @property
     def port(self) -> int:

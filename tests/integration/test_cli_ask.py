@@ -245,6 +245,19 @@ async def test_wrong_credentials_are_told_without_them(new_broker: BrokerFactory
     assert "canary" not in cli.err
 
 
+async def test_it_speaks_tls(new_broker: BrokerFactory, tmp_path: Path) -> None:
+    ca, *shown = make_certificates(tmp_path)
+    broker = new_broker(certificate=(ca, *shown))
+    async with Observer(broker.port, ca_file=str(ca)) as observer:
+        await observer.subscribe("piagent/#")
+        responder = Responder(observer)
+        await responder.show()
+        async with Cli("ask", "Hi", mqtt_port=broker.port, mqtt_tls=True, mqtt_ca_file=str(ca)) as cli:
+            await responder.answer(await responder.asked(), "Hello.")
+            assert await cli.end() == 0
+    assert cli.out == "Hello.\n"
+
+
 async def test_a_broker_whose_certificate_is_not_trusted_is_told_nothing(
     new_broker: BrokerFactory, tmp_path: Path
 ) -> None:

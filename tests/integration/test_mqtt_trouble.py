@@ -22,7 +22,7 @@ from piagent_daemon.errors import ConfigError
 from piagent_daemon.settings import Settings
 from tests.conftest import BrokerFactory
 from tests.fakes.broker import BlackHole, free_port
-from tests.fakes.certificates import make_certificates
+from tests.fakes.certificates import as_strict_as_3_13, make_certificates
 from tests.fakes.echo_engine import EchoEngine, make_door, open_door, until
 from tests.fakes.observer import Observer
 from tests.fakes.scripted_broker import CONNECT, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, ScriptedBroker, packet, publish
@@ -457,8 +457,12 @@ def certificates(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 async def test_tls(
-    new_broker: BrokerFactory, certificates: tuple[Path, Path, Path], caplog: pytest.LogCaptureFixture
+    new_broker: BrokerFactory,
+    certificates: tuple[Path, Path, Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    as_strict_as_3_13(monkeypatch)
     broker = new_broker(certificate=certificates)
     ca = str(certificates[0])
     engine = EchoEngine()

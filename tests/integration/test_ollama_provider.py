@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from piagent_daemon.providers.ollama import OllamaProvider
 from piagent_daemon.settings import Settings
 from piagent_daemon.values import ChatRequest, Delta, Finish, Message
 from tests.fakes.broker import BlackHole
+from tests.fakes.certificates import as_strict_as_3_13, make_certificates, server_context
 from tests.fakes.httpd import Exchange, HttpServer
 from tests.fakes.ollama import DEFAULT_MODEL, FakeOllama
 from tests.fakes.ollama_runner import Model
@@ -474,3 +476,23 @@ async def test_calls_take_any_answer(body: bytes) -> None:
         assert (await provider.probe("tiny")).model_found is not True
         with contextlib.suppress(ProviderError):
             assert await provider.models() == []
+
+
+# ----------------------------------------------------------------------------------------------------------------- TLS
+
+
+async def test_a_server_behind_the_authority_of_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca, *shown = make_certificates(tmp_path)
+    as_strict_as_3_13(monkeypatch)
+    async with FakeOllama(tls=server_context(*shown)) as server:
+        async with connected(server.url, max_retries=0) as stranger:
+            with pytest.raises(ProviderUnavailable, match="certificate verify failed"):
+                await collect(stranger)
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca))  # OpenSSL's own way to name this machine's authorities
+        async with connected(server.url) as provider:
+            text, _, finish = await collect(provider)
+            assert text
+            assert finish
+        async with connected(server.url.replace("127.0.0.1", "localhost"), max_retries=0) as other:
+            with pytest.raises(ProviderUnavailable, match="certificate verify failed"):
+                await collect(other)

@@ -18,7 +18,7 @@ from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.connections import Connection, Connections
 from piagent_daemon.providers.faults import excerpt
 from piagent_daemon.providers.sockets import SEND_BYTES, TcpBackend
-from tests.fakes.certificates import make_certificates
+from tests.fakes.certificates import client_context, make_certificates, server_context
 
 INTERFACES = Path("/proc/net/if_inet6")
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -300,9 +300,7 @@ async def test_what_was_answered_wrongly_is_not_sent_again() -> None:
 
 async def test_the_same_over_tls(tmp_path: Path) -> None:
     ca, certificate, key = make_certificates(tmp_path)
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(certificate, key)
-    trust = ssl.create_default_context(cafile=str(ca))
+    tls, trust = server_context(certificate, key), client_context(ca)
     handler = Forgetful()
     async with server(handler, tls) as port, httpx.AsyncClient(transport=Connection(trust), trust_env=False) as http:
         for _ in range(2):

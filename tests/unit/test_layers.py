@@ -33,6 +33,7 @@ LAYERS = (
         "speech",
         "stops",
         "backoff",
+        "tls",
         "waiting",
         "discovery",
         "checks",
