@@ -15,7 +15,7 @@ from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import Site
 from piagent_daemon.providers.refusals import Refusals
-from piagent_daemon.providers.remote import Remote
+from piagent_daemon.providers.remote import Remote, remember
 from piagent_daemon.values import ChatRequest, ModelInfo, ProviderState, PullProgress
 
 if TYPE_CHECKING:
@@ -92,9 +92,10 @@ class AnthropicProvider(Remote):
         """Return what the model's entry says, nothing where there are no entries; asked once for each model."""
         if model not in self._capabilities:
             try:
-                self._capabilities[model] = wire.abilities(await self._entry(model))
+                found = wire.abilities(await self._entry(model))
             except NoSuchPath:
-                self._capabilities[model] = frozenset()
+                found = frozenset()
+            remember(self._capabilities, model, found)
         return self._capabilities[model]
 
     async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:  # noqa: ARG002 - the seam's signature

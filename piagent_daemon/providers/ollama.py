@@ -14,7 +14,7 @@ from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import OLLAMA_RULES, Site, model_not_found
 from piagent_daemon.providers.instruction import in_words
-from piagent_daemon.providers.remote import Remote
+from piagent_daemon.providers.remote import Remote, remember
 from piagent_daemon.providers.untrusted import words
 from piagent_daemon.values import ChatRequest, ModelInfo, ProviderState, PullProgress
 
@@ -28,8 +28,6 @@ CLOUD = "https://ollama.com"
 PROBE_S = 2.5
 EMBED_S = 120.0
 """The first text loads the model."""
-MAX_MODELS = 64
-"""Of so many the window is kept in mind with which they were last asked."""
 PULL_IDLE_S = 600.0
 """Checking the digest of a large model on an SD card says nothing for minutes."""
 
@@ -53,15 +51,12 @@ class OllamaProvider(Remote):
         )
         super().__init__(config, parse_address(config.url or (CLOUD if cloud else HERE), config.url_setting), site)
         self._windows: dict[str, int] = {}
+        """With which each model was last asked."""
         self._unthinking: set[str] = set()
 
     @asynccontextmanager
     async def _ask(self, request: ChatRequest, deadlines: Deadlines) -> AsyncGenerator[tuple["LineStream", Hear], None]:
-        model = wire.canonical(request.model)
-        self._windows.pop(model, None)
-        self._windows[model] = request.context_tokens
-        if len(self._windows) > MAX_MODELS:  # anybody may name models that nobody has
-            del self._windows[next(iter(self._windows))]
+        remember(self._windows, wire.canonical(request.model), request.context_tokens)
         if self._paid:  # the cloud has no structured outputs
             request = in_words(request)
         path, body = wire.chat_body(request, await self._think(request), self._keep_alive)
@@ -100,7 +95,7 @@ class OllamaProvider(Remote):
         name = wire.canonical(model)
         if name not in self._capabilities:
             shown = await self._http.call("POST", "/api/show", {"model": model}, model=model)
-            self._capabilities[name] = frozenset(words(shown, "capabilities"))
+            remember(self._capabilities, name, frozenset(words(shown, "capabilities")))
         return self._capabilities[name]
 
     async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:
@@ -145,8 +140,8 @@ class OllamaProvider(Remote):
         """Return what to send as `think`: asking a model that cannot is an error there, leaving it out means yes."""
         if not request.think or "thinking" in await self.capabilities(request.model):
             return request.think or False
-        if request.model not in self._unthinking:
-            self._unthinking.add(request.model)
+        if (name := wire.canonical(request.model)) not in self._unthinking:
+            self._unthinking.add(name)
             log.warning("the model %r cannot think: it answers without", request.model)
         return False
 

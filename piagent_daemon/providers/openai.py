@@ -16,7 +16,7 @@ from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.fault_rules import Site, model_not_found
 from piagent_daemon.providers.openai_presets import PRESETS, Preset
 from piagent_daemon.providers.refusals import Refusals
-from piagent_daemon.providers.remote import Remote
+from piagent_daemon.providers.remote import Remote, remember
 from piagent_daemon.values import ChatRequest, ModelInfo, ProviderState, PullProgress
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class OpenAIProvider(Remote):
             row = next((row for row in found if wire.named(row, model)), None)
             if row is None and self._preset.one_model and found:
                 row = found[0]
-            self._capabilities[model] = wire.abilities(row) if row else wire.by_name(model)
+            remember(self._capabilities, model, wire.abilities(row) if row else wire.by_name(model))
         return self._capabilities[model]
 
     async def embed(self, inputs: Sequence[str], model: str) -> list[list[float]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from piagent_daemon.errors import ProviderError, RequestRefused
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.deadlines import Deadlines
+from piagent_daemon.providers.remote import remember
 
 if TYPE_CHECKING:
     from piagent_daemon.providers.client import Http, LineStream
@@ -73,7 +74,7 @@ class Refusals:
                 value = sent[name]
                 kind = value.get("type") if isinstance(value, Mapping) else None
                 mark = f"{name}.{kind}" if isinstance(kind, str) else name
-                self._left_out[model] = self._left_out.get(model, frozenset()) | {mark}
+                remember(self._left_out, model, self._left_out.get(model, frozenset()) | {mark})
                 log.warning("the model %r does not take %s: it is asked without", model, mark)
                 return True
         return False

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from piagent_daemon.providers.address import Address
 from piagent_daemon.providers.answer import Hear, relay
@@ -14,6 +14,19 @@ from piagent_daemon.values import ChatRequest, Delta
 
 if TYPE_CHECKING:
     from piagent_daemon.providers.client import Http, LineStream
+
+T = TypeVar("T")
+
+MAX_MODELS: Final = 64
+"""Of so many something is kept in mind: anybody may name models that nobody has."""
+
+
+def remember(known: dict[str, T], model: str, value: T) -> None:
+    """Keep `value` as what is known of a model, and forget the models that were noted longest ago."""
+    known.pop(model, None)
+    known[model] = value
+    while len(known) > MAX_MODELS:
+        del known[next(iter(known))]
 
 
 class Remote:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from piagent_daemon.errors import ProviderError, ProviderTimeout, ProviderUnavailable, Unauthorized
-from piagent_daemon.providers import create_provider, make
+from piagent_daemon.providers import create_provider, make, remote
 from piagent_daemon.providers.config import ProviderConfig
+from piagent_daemon.providers.refusals import Refusals
+from piagent_daemon.providers.remote import Remote
 from piagent_daemon.values import ProviderState
 from tests.fakes.api_server import SSE, event
 from tests.fakes.httpd import Exchange, HttpServer
@@ -227,6 +229,31 @@ async def test_a_server_without_a_list_of_models_is_none_the_worse(kind: str) ->
         assert await provider.probe("m") == ProviderState(reachable=True)
         assert await provider.capabilities("m") == frozenset()
         await provider.aclose()
+
+
+@pytest.mark.parametrize("kind", ["custom", "anthropic"])
+async def test_names_that_clients_make_up_are_not_kept_for_ever(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_MODELS", 3)
+
+    async def handle(exchange: Exchange) -> None:
+        await exchange.send(404, b"404 page not found", "text/plain")
+
+    async with HttpServer(handle) as http:
+        provider = make(ProviderConfig(kind, kind, url=f"http://127.0.0.1:{http.port}", key=KEY, **PATIENCE))
+        assert isinstance(provider, Remote)
+        for name in "abacdb":
+            assert await provider.capabilities(name) == frozenset()
+        assert list(provider._capabilities) == ["b", "c", "d"]
+        await provider.aclose()
+
+
+def test_what_models_refused_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_MODELS", 3)
+    refusals = Refusals({"temperature": "temperature", "top_p": "top_p"})
+    for name, field in (("a", "top_p"), ("b", "top_p"), ("c", "top_p"), ("a", "temperature"), ("d", "top_p")):
+        assert refusals.learn(name, {field: 1}, ProviderError(f"{field} is not supported"))
+    assert list(refusals._left_out) == ["c", "a", "d"]
+    assert refusals._left_out["a"] == {"top_p", "temperature"}
 
 
 async def test_user_and_password_of_the_address_go_to_a_server_that_speaks_as_anthropic() -> None:

@@ -23,7 +23,7 @@ from piagent_daemon.errors import (
     Unauthorized,
 )
 from piagent_daemon.pace import Pace
-from piagent_daemon.providers import ollama
+from piagent_daemon.providers import remote
 from piagent_daemon.providers.config import place
 from piagent_daemon.providers.deadlines import Deadlines
 from piagent_daemon.providers.ollama import OllamaProvider
@@ -397,7 +397,7 @@ async def test_priming_reads_the_prompt_without_a_reload_later(server: FakeOllam
 async def test_names_of_models_that_nobody_has_are_not_kept_for_ever(
     provider: OllamaProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama, "MAX_MODELS", 3)
+    monkeypatch.setattr(remote, "MAX_MODELS", 3)
     for name in ("a", DEFAULT_MODEL, "b", "c", DEFAULT_MODEL, "d"):
         with suppress(ModelNotFound):
             await collect(provider, REQUEST._replace(model=name))
