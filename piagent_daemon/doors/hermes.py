@@ -16,9 +16,10 @@ from piagent_daemon.contract import Request
 from piagent_daemon.doors import hermes_words as words
 from piagent_daemon.doors.hermes_reply import Reply
 from piagent_daemon.doors.mqtt_guest import Host
-from piagent_daemon.doors.mqtt_letter import Letter, Seldom
+from piagent_daemon.doors.mqtt_letter import Letter
 from piagent_daemon.doors.mqtt_reply import Receipt
 from piagent_daemon.doors.mqtt_trouble import NOT_AUTHORIZED
+from piagent_daemon.doors.seldom import Seldom
 from piagent_daemon.errors import InternalError, InvalidRequest, ShuttingDown
 from piagent_daemon.ports import Clock, Intake
 from piagent_daemon.setting_types import HermesKind
@@ -36,7 +37,6 @@ SESSIONS: Final = 1000
 SITES: Final = 1000
 UTTERANCES: Final = 1000
 """Sentences whose end is waited for; a loudspeaker may never tell."""
-SELDOM_S: Final = 10.0
 
 
 class HermesDoor:
@@ -65,7 +65,7 @@ class HermesDoor:
         self._denied: set[str] = set()
         """Topics on which the broker does not let us speak."""
         self._closed = False
-        self._seldom = Seldom(SELDOM_S)
+        self._seldom = Seldom()
         host.invite(self)
 
     # ------------------------------------------------------------------------------------------------------------ port

@@ -15,6 +15,7 @@ from piagent_daemon.doors.mqtt_outbox import POISONED
 from piagent_daemon.doors.mqtt_paho import JSON, Packed
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies
 from piagent_daemon.doors.mqtt_trouble import PACKET_TOO_LARGE, UNSPECIFIED
+from piagent_daemon.doors.seldom import Seldom
 from piagent_daemon.errors import Busy, InternalError, OutOfBounds, PiagentError, ShuttingDown
 from piagent_daemon.ports import Admin
 
@@ -54,6 +55,7 @@ class Clerk:
         self._twins = Twins()
         self._bytes = 0
         self._closed = False
+        self._seldom = Seldom()
 
     def take(self, letter: Letter) -> None:
         """Begin to answer one admin request."""
@@ -75,7 +77,7 @@ class Clerk:
             asker = asker._replace(topic=self._response_topic(letter) or asker.topic)
             self._check_room(letter.size)
         except PiagentError as error:
-            if isinstance(error, OutOfBounds):
+            if isinstance(error, OutOfBounds) and self._seldom("out of bounds", letter.received):
                 log.warning("an admin request on %.64r is refused: %s", letter.topic, error)
             self._publish(asker, _failure(error, letter.payload))
             return

@@ -16,9 +16,10 @@ from piagent_daemon import wire
 from piagent_daemon.contract import CancelRequest, Request
 from piagent_daemon.doors.mqtt_admin import TWICE, Clerk
 from piagent_daemon.doors.mqtt_guest import Guest
-from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of, open_letter
+from piagent_daemon.doors.mqtt_letter import Letter, check_response_topic, delivery_of, open_letter
 from piagent_daemon.doors.mqtt_reply import Receipt, Replies, Reply
 from piagent_daemon.doors.mqtt_task import LastingTask
+from piagent_daemon.doors.seldom import Seldom
 from piagent_daemon.errors import InternalError, InvalidRequest, OutOfBounds, PiagentError, ShuttingDown
 from piagent_daemon.ports import Intake
 from piagent_daemon.settings import Settings
@@ -42,7 +43,6 @@ LEFT_OVER: Final = (
 RESPONSE: Final = b'{"status":"'
 """How each of our own responses begins."""
 STUCK_S: Final = 60.0
-SELDOM_S: Final = 10.0
 
 
 class NoAddressError(InvalidRequest):
@@ -71,7 +71,7 @@ class Inbox:
         self._left_over = Seldom(math.inf)
         self._own = {self._topics.response(method) for method in TWICE}
         """Where our own responses come back from, since our filters for conversations match these topics, too."""
-        self._seldom = Seldom(SELDOM_S)
+        self._seldom = Seldom()
 
     # ------------------------------------------------------------------------------------------------------- lifecycle
 
@@ -283,7 +283,9 @@ class Inbox:
         """Answer with the reason, in the one event that this request gets."""
         self._intake.refused(error.code)
         level = logging.WARNING if isinstance(error, OutOfBounds) else logging.INFO
-        log.log(level, "a request of %d bytes on %.64r is refused: %s", len(letter.payload), letter.topic, error.code)
+        if level == logging.INFO or self._seldom("out of bounds", letter.received):
+            size = len(letter.payload)
+            log.log(level, "a request of %d bytes on %.64r is refused: %s", size, letter.topic, error.code)
         reply.send(
             wire.refusal(
                 error,

@@ -1,6 +1,5 @@
 """One message as the broker brought it, and what its topic and properties mean. Pure."""
 
-from collections import OrderedDict
 from hashlib import sha256
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -84,22 +83,3 @@ def check_response_topic(topic: str, prefixes: tuple[str, ...], topics: Topics) 
 
 
 MAX_RESPONSE_TOPIC_BYTES: Final = 1024
-
-
-class Seldom:
-    """Tells whether to say something: once per key, and again after `pause_s` seconds. Remembers 1000 keys."""
-
-    def __init__(self, pause_s: float) -> None:
-        self._pause_s = pause_s
-        self._said: OrderedDict[str, float] = OrderedDict()
-
-    def __call__(self, key: str, now: float) -> bool:
-        """Return True when `key` is to be said at the monotonic time `now`."""
-        said = self._said.get(key)
-        if said is not None and now - said < self._pause_s:
-            return False
-        self._said[key] = now
-        self._said.move_to_end(key)
-        if len(self._said) > 1000:
-            self._said.popitem(last=False)
-        return True

@@ -22,7 +22,6 @@ WYOMING_PORT: Final = "wyoming_port"
 MAX_LINES: Final = 64
 """Connections at a time; one more is closed at once."""
 AGAIN_S: Final = (1.0, 30.0)
-SELDOM_S: Final = 10.0
 
 
 class WyomingDoor:
@@ -40,7 +39,6 @@ class WyomingDoor:
         self._trouble = ""
         self._open = asyncio.Event()
         self._tried = asyncio.Event()
-        self._warned = float("-inf")
 
     @property
     def state(self) -> DoorState:
@@ -120,7 +118,4 @@ class WyomingDoor:
     def _turn_away(self, writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
         self._around.intake.refused("wyoming")
-        now = self._around.clock.monotonic()
-        if now - self._warned >= SELDOM_S:
-            self._warned = now
-            log.warning("more than %d connections: the others are closed at once", MAX_LINES)
+        self._around.warn("more than %d connections: the others are closed at once", MAX_LINES)

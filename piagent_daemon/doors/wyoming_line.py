@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import uuid4
 
@@ -11,6 +11,7 @@ from piagent_daemon import wire
 from piagent_daemon.agents import Agent
 from piagent_daemon.contract import Request
 from piagent_daemon.doors import wyoming_words as words
+from piagent_daemon.doors.seldom import Seldom
 from piagent_daemon.doors.wyoming_reply import Reply
 from piagent_daemon.errors import InternalError, InvalidRequest
 from piagent_daemon.ports import Clock, Intake
@@ -41,11 +42,17 @@ class Surroundings:
     intake: Intake
     clock: Clock
     agents: Callable[[], Mapping[str, Agent]]
+    seldom: Seldom = field(default_factory=Seldom)
 
     @property
     def frame_bytes(self) -> int:
         """The largest part of an event that is taken in."""
         return FRAME_BYTES + CHAR_BYTES * self.settings.max_message_chars
+
+    def warn(self, what: str, *details: object) -> None:
+        """Log a warning that any client may bring about; each not more often than once in SELDOM_S seconds."""
+        if self.seldom(what, self.clock.monotonic()):
+            log.warning(what, *details)
 
 
 class Line:
@@ -69,7 +76,7 @@ class Line:
                 await self._read_all()
             except words.FrameError as error:
                 self._around.intake.refused("wyoming")
-                log.warning("a connection is closed: %s", error)
+                self._around.warn("a connection is closed: %s", error)
             except OSError as error:
                 log.debug("a connection broke: %s", error)
             finally:
@@ -174,7 +181,7 @@ class Line:
             return
         self._writer.write(words.encode(event))
         if self._writer.transport.get_write_buffer_size() > UNREAD_BYTES:
-            log.warning("a connection is closed: its client does not read")
+            self._around.warn("a connection is closed: its client does not read")
             self._writer.transport.abort()
 
 

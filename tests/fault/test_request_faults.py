@@ -98,7 +98,7 @@ async def test_30_oversize_under_mqtt_311_is_refused(house: HouseFactory) -> Non
         await home.observer.until(lambda: all(ended(home, room) for room in rooms), 20)
         assert {ended(home, room)[0]["code"] for room in rooms} == {"invalid_request"}
         refused = [line for line in home.log.splitlines() if "is refused: invalid_request" in line]
-        assert len(refused) == len(sizes)
+        assert 1 <= len(refused) <= len(sizes), "at most one in ten seconds"
         assert all("WARNING" in line for line in refused)
         await home.well()
 
@@ -324,7 +324,7 @@ async def test_37_a_response_topic_of_the_askers_choice(house: HouseFactory) -> 
                 assert (error.topic, error.field("code")) == (f"{base}/k/out", "invalid_request"), topic
                 assert error.properties["CorrelationData"] == b"7"
             refused = [line for line in home.log.splitlines() if "is refused: invalid_request" in line]
-            assert len(refused) == len(foreign + own + deep)
+            assert 1 <= len(refused) < len(foreign + own + deep), "at most one in ten seconds"
             assert all("WARNING" in line for line in refused)
             await home.raw("k", {"message": "Hello", "colour": 1})
             await home.logged("INFO    piagent.mqtt: a request of 33 bytes")

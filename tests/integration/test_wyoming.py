@@ -300,6 +300,7 @@ async def test_bad_input_ends_its_connection_and_nothing_else(
             pass
         writer.close()
     assert (await health(observer))["totals"]["refused"] == len(bad)
+    assert process.output.count("a connection is closed: ") == 1, "not one for each"
     # what is understood but not meant for us is passed over
     async with home.connect() as client:
         for kind in ("audio-start", "synthesize", "no-such-event"):

@@ -168,6 +168,36 @@ async def test_an_admin_request_that_meets_a_defect_is_answered() -> None:
     assert bench.connection.acked == [7]
 
 
+@pytest.mark.parametrize(
+    ("payload", "properties"), [(b"x" * 5000, {}), (b"hello", {"ResponseTopic": "evil/topic"})], ids=["size", "topic"]
+)
+async def test_a_flood_of_what_is_out_of_bounds_is_one_line_in_ten_seconds(
+    payload: bytes, properties: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench()
+    for number in range(200):
+        await bench.take(f"piagent/room{number}/in", payload + b"%d" % number, **properties)
+    assert len(bench.terminals) == bench.engine.refusals["invalid_request"] == 200
+    (line,) = [record for record in caplog.records if "is refused" in record.message]
+    assert line.levelname == "WARNING"
+    bench.clock.advance(10.0)
+    await bench.take("piagent/kitchen/in", payload, **properties)
+    assert caplog.text.count("is refused") == 2
+
+
+async def test_a_flood_of_admin_requests_that_lead_astray_is_one_line_in_ten_seconds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    for number in range(20):
+        await bench.take(f"piagent/request/method{number}", b"{}", ResponseTopic=f"evil/{number}")
+    assert [answer["error"]["code"] for answer in bench.responses] == 20 * ["invalid_request"]
+    assert caplog.text.count("is refused") == 1
+    bench.clock.advance(10.0)
+    await bench.take("piagent/request/health", b"{}", ResponseTopic="evil/topic")
+    assert caplog.text.count("is refused") == 2
+
+
 async def test_the_doctors_look_is_no_loop(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     event = b'{"type":"status","conversation_id":"c","request_id":"r","seq":0,"attempt":1}'

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piagent_daemon.doors.mqtt_letter import Letter, Seldom, check_response_topic, delivery_of
+from piagent_daemon.doors.mqtt_letter import Letter, check_response_topic, delivery_of
+from piagent_daemon.doors.seldom import Seldom
 from piagent_daemon.errors import InvalidRequest
 from piagent_daemon.topics import Inbound, Topics, is_publishable
 
