@@ -162,19 +162,21 @@ def _split(path: Path, text: str) -> tuple[str, str, int]:
 def _front_matter(path: Path, text: str, front: str) -> FrontMatter:
     import yaml  # noqa: PLC0415 (only for files with front matter)
 
+    opening = _OPENING.match(text)
+    first = opening[0].count("\n") + 1 if opening else 1
     try:
         content = yaml.load(front, Loader=_loader())  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
+        line = mark.line + 1 if mark else first
         raise ConfigError(f"{path}:{line}: {getattr(error, 'problem', None) or 'this is not YAML'}") from None
     # PyYAML lets these out for tagged scalars that it cannot convert (`!!int x`, `!!timestamp x`) and deep nesting.
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
-        raise ConfigError(f"{path}:1: this is not YAML that can be used") from None
+        raise ConfigError(f"{path}:{first}: this is not YAML that can be used") from None
     if content is None:
         return FrontMatter()
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}:1: the front matter should be lines of key: value")
+        raise ConfigError(f"{path}:{first}: the front matter should be lines of key: value")
     try:
         return FrontMatter.model_validate({str(key): value for key, value in content.items()})
     except ValidationError as error:

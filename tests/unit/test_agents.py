@@ -148,6 +148,9 @@ def test_blank_lines_above_the_front_matter_do_not_matter(tmp_path: Path, above:
     [
         ("\n\n---\nmodel: x\n", "butler.md:3: the front matter is not closed by a second line ---"),
         ("\n---\nmodel: [\n---\nx", "butler.md:4: expected the node content"),
+        ("\n\n---\n\n- a\n---\nx", "butler.md:3: the front matter should be lines of key: value"),
+        ("\n---\nwhen: !!int x\n---\nx", "butler.md:2: this is not YAML that can be used"),
+        ("\n---\nmodel: \x07\n---\nx", "butler.md:2: this is not YAML"),
         ("\n---\nmodel: x\nmodle: y\n---\nx", "butler.md:4: there is no key modle"),
         ("\n---\nmodel: x\n---\n{{ now }}", "butler.md:5: 'now' is undefined"),
     ],
