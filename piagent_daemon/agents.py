@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from piagent_daemon import templates
 from piagent_daemon.contract import Options, Sentences
 from piagent_daemon.errors import ConfigError
-from piagent_daemon.problems import Finding, explain, line_of, nearest, one_line
+from piagent_daemon.problems import Finding, explain, nearest, one_line
 from piagent_daemon.sources import read_text
 
 if TYPE_CHECKING:
@@ -79,6 +79,17 @@ class FrontMatter(BaseModel):
     context: str | None = None
 
 
+class Lines(NamedTuple):
+    """Where a front matter begins, and where it sets each of its keys."""
+
+    first: int
+    keys: Mapping[str, int]
+
+    def of(self, key: str) -> int:
+        """Return the line of `key`, or of the key that it is in."""
+        return self.keys.get(key) or self.keys.get(key.partition(".")[0], self.first)
+
+
 def packaged_prompts() -> Path:
     """Return the folder of the prompts that come with piagent: inside an installed package, beside it in a checkout."""
     package = Path(__file__).parent
@@ -123,20 +134,20 @@ def read_agent(path: Path, *, check: bool = True) -> Agent:
         text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     except ValueError as error:
         raise ConfigError(f"{path} {error}") from None
-    front, body, body_line = _split(path, text)
-    meta = _front_matter(path, text, front) if front.strip() else FrontMatter()
+    front, first, body, body_line = _split(path, text)
+    meta, lines = _front_matter(path, front, first) if front.strip() else (FrontMatter(), Lines(first, {}))
     system = _system(path, body, body_line)
     if check and meta.context is not None:
         try:
             templates.check(meta.context)
         except templates.TemplateProblem as problem:
-            raise ConfigError(f"{path}:{line_of(text, 'context')}: context: {problem}") from None
+            raise ConfigError(f"{path}:{lines.of('context')}: context: {problem}") from None
     return Agent(
         name=path.stem,
         system=system,
         **{key: getattr(meta, key) for key in FrontMatter.model_fields if key != "filler"},
         filler=meta.filler.model_dump() if meta.filler else None,
-        provider_place=one_line(f"{path}:{line_of(text, 'provider')}"),
+        provider_place=one_line(f"{path}:{lines.of('provider')}"),
     )
 
 
@@ -146,26 +157,27 @@ def misplaced(agent: Agent, error: ConfigError) -> ConfigError:
     return ConfigError(*(f"{agent.provider_place}: provider: {problem}" for problem in problems))
 
 
-def _split(path: Path, text: str) -> tuple[str, str, int]:
-    """Return front matter, as many lines down as in the file, system prompt, and the line on which that begins."""
+def _split(path: Path, text: str) -> tuple[str, int, str, int]:
+    """Return front matter, as many lines down as in the file, and system prompt, each with the line it begins on."""
     first = _OPENING.match(text)
     if not first:
-        return "", text, 1
+        return "", 1, text, 1
     second = _FENCE.search(text, first.end())
-    above = first[0].count("\n")
+    line = first[0].count("\n") + 1
     if not second:
-        raise ConfigError(f"{path}:{above + 1}: the front matter is not closed by a second line ---")
-    front = "\n" * above + text[first.end() : second.start()]
-    return front, text[second.end() :], text.count("\n", 0, second.end()) + 1
+        raise ConfigError(f"{path}:{line}: the front matter is not closed by a second line ---")
+    front = "\n" * (line - 1) + text[first.end() : second.start()]
+    return front, line, text[second.end() :], text.count("\n", 0, second.end()) + 1
 
 
-def _front_matter(path: Path, text: str, front: str) -> FrontMatter:
+def _front_matter(path: Path, front: str, first: int) -> tuple[FrontMatter, Lines]:
+    """Read a front matter that begins on the line `first`."""
     import yaml  # noqa: PLC0415 (only for files with front matter)
 
-    opening = _OPENING.match(text)
-    first = opening[0].count("\n") + 1 if opening else 1
     try:
-        content = yaml.load(front, Loader=_loader())  # noqa: S506 (a SafeLoader)
+        loader = _loader()(front)
+        node = loader.get_single_node()
+        content = loader.construct_document(node) if node else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else first
@@ -174,24 +186,26 @@ def _front_matter(path: Path, text: str, front: str) -> FrontMatter:
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ConfigError(f"{path}:{first}: this is not YAML that can be used") from None
     if content is None:
-        return FrontMatter()
+        return FrontMatter(), Lines(first, {})
     if not isinstance(content, dict):
         raise ConfigError(f"{path}:{first}: the front matter should be lines of key: value")
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    lines = Lines(first, {str(key.value): key.start_mark.line + 1 for key, _ in pairs})
     try:
-        return FrontMatter.model_validate({str(key): value for key, value in content.items()})
+        meta = FrontMatter.model_validate({str(key): value for key, value in content.items()})
     except ValidationError as error:
         found = explain(error, nested=("options", "filler"))
-        raise ConfigError(*(f"{path}:{_told(text, finding)}" for finding in found)) from None
+        raise ConfigError(*(f"{path}:{lines.of(finding.key)}: {_told(finding)}" for finding in found)) from None
+    return meta, lines
 
 
-def _told(text: str, finding: Finding) -> str:
+def _told(finding: Finding) -> str:
     top, _, inner = finding.key.partition(".")
     model: type[BaseModel] = FrontMatter if not inner else Options if top == "options" else Filler
     name = inner or top
-    where = f"{line_of(text, top)}"
     if name in model.model_fields:
-        return f"{where}: {finding.key}: {finding.message}"
-    return f"{where}: there is no key {finding.key}{nearest(name, model.model_fields)}"
+        return f"{finding.key}: {finding.message}"
+    return f"there is no key {finding.key}{nearest(name, model.model_fields)}"
 
 
 @cache

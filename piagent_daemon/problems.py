@@ -15,10 +15,18 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+_TOML_WORDS: Final = r"""#[^\n]*|\"{3}(?:\\.|[^\\])*?\"{3,5}|'{3}.*?'{3,5}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'"""
+"""Comments and strings; compiled only where there is a TOML file."""
+
+
+def bare(text: str) -> str:
+    """Return a TOML text with the same lines, of which those within its strings say nothing."""
+    return re.sub(_TOML_WORDS, lambda found: "\n" * found[0].count("\n") or found[0], text, flags=re.DOTALL)
+
+
 def line_of(text: str, key: str) -> int:
-    """Return the number of the line on which `key` is set in a TOML, YAML or .env text; 1 when it is not found."""
-    name = rf"""["']?{re.escape(key)}["']?[ \t]*"""
-    found = re.search(rf"^[ \t]*(?:(?:export[ \t]+)?{name}[:=.]|\[+[ \t]*{name}[\].])", text, re.MULTILINE)
+    """Return the number of the line on which `key` is set in a bare TOML text; 1 when it is not found."""
+    found = re.search(rf"""^[ \t]*(?:\[+[ \t]*)?(["']?){re.escape(key)}\1[ \t]*[=.\]]""", text, re.MULTILINE)
     return text.count("\n", 0, found.start()) + 1 if found else 1
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from piagent_daemon.problems import line_of, nearest
+from piagent_daemon.problems import bare, line_of, nearest
 
 PREFIX: Final = "PIAGENT_"
 CONFIG_VARIABLE: Final = "PIAGENT_CONFIG"
@@ -75,7 +75,7 @@ def _may_read(path: Path) -> bool:
 
 
 class Tables(NamedTuple):
-    """What the TOML file at `path` with this `text` has as `providers`; `credentials` is systemd's folder of them."""
+    """What a TOML file has as `providers`; its `text` is bare, and `credentials` is systemd's folder of them."""
 
     path: Path
     text: str
@@ -105,11 +105,11 @@ class Reader:
         `<NAME>_FILE` counts as the place in which it is written. An empty value counts as not set.
         """
         self.credentials = environ.get("CREDENTIALS_DIRECTORY")
-        dotenv, dotenv_text = self._dotenv()
+        dotenv, lines = self._dotenv()
         chosen = config or environ.get(CONFIG_VARIABLE) or dotenv.get(CONFIG_VARIABLE)
         layers = [
             *self._variables(environ, lambda key: f"environment {key}"),
-            *self._variables(dotenv, lambda key: f"{DOTENV_PATH}:{line_of(dotenv_text, key)}"),
+            *self._variables(dotenv, lambda key: f"{DOTENV_PATH}:{lines[key]}"),
             self._toml(Path(chosen) if chosen else None),
             self._credentials(self.credentials),
         ]
@@ -133,9 +133,10 @@ class Reader:
 
     # ---------------------------------------------------------------------------------------------------- the places
 
-    def _dotenv(self) -> tuple[dict[str, str], str]:
+    def _dotenv(self) -> tuple[dict[str, str], dict[str, int]]:
+        """Return the variables in `.env`, and the line on which each is set."""
         if not may_be_file(DOTENV_PATH):
-            return {}, ""
+            return {}, {}
         from io import StringIO  # noqa: PLC0415 (as the next two: only where there is a .env file)
 
         from dotenv import dotenv_values  # noqa: PLC0415
@@ -145,17 +146,21 @@ class Reader:
             text = read_text(DOTENV_PATH)
         except ValueError as error:
             self.problems.append(f"{DOTENV_PATH} {error}")
-            return {}, ""
-        broken = [binding.original.line for binding in parse_stream(StringIO(text)) if binding.error]
+            return {}, {}
+        bindings = list(parse_stream(StringIO(text)))
+        lines = {
+            one.key: one.original.line + _blank_lines(one.original.string) for one in bindings if one.key is not None
+        }
+        broken = [one.original.line + _blank_lines(one.original.string) for one in bindings if one.error]
         if broken:
             self.problems += [f"{DOTENV_PATH}:{line}: this is not NAME=value" for line in broken]
-            return {}, text
+            return {}, {}
         # Not interpolated: a password may have a ${ in it.
         found = dotenv_values(stream=StringIO(text), interpolate=False)
         for key in found:
             if key != key.upper() and key.lower().removeprefix(PREFIX.lower()) in self._spellings:
-                self.problems.append(f"{DOTENV_PATH}:{line_of(text, key)}: {key} should be in capitals")
-        return {key: value for key, value in found.items() if value is not None}, text
+                self.problems.append(f"{DOTENV_PATH}:{lines[key]}: {key} should be in capitals")
+        return {key: value for key, value in found.items() if value is not None}, lines
 
     def _variables(
         self, variables: Mapping[str, str], origin: Callable[[str], str]
@@ -194,7 +199,7 @@ class Reader:
             where = f"{path}:{found[1]}" if found else f"{path}"
             self.problems.append(f"{where}: {str(error).removesuffix(found[0]) if found else 'this is not TOML'}")
             return {}
-        spellings = self._spellings
+        spellings, text = self._spellings, bare(text)
         layer: dict[str, Found] = {}
         for key, value in content.items():
             origin = f"{path}:{line_of(text, key)}"
@@ -257,6 +262,11 @@ class Reader:
 def _is_broken(value: Any) -> bool:
     """Tell whether this is a text out of bytes that are not UTF-8: Python reads those in the environment as halves."""
     return isinstance(value, str) and _HALF.search(value) is not None
+
+
+def _blank_lines(text: str) -> int:
+    """Return how many lines of `text` are above the first that says something."""
+    return text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def at_home(path: str) -> Path:

@@ -214,6 +214,27 @@ def test_a_mistake_is_one_line_with_file_and_key(tmp_path: Path, text: str, prob
     assert found.startswith(problem)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("---\ncontext: |\n  model: x\n  format: y\nformat: yaml\n---\nx", "butler.md:5: format: should be"),
+        ("---\ndescription: >-\n  think: no\nthink: perhaps\n---\nx", "butler.md:4: think: should be"),
+        ('---\ndescription: "\n\n  think: no"\nthink: perhaps\n---\nx', "butler.md:5: think: should be"),
+        (
+            "---\nfiller:\n  text: x\n  seconds: 1\n  options: y\noptions:\n  temperature: hot\n---\nx",
+            "butler.md:6: options.",
+        ),
+        ("---\noptions:\n  stop: [x]\n  temperature: hot\n---\nx", "butler.md:2: options.temperature: should be"),
+        ("---\n{model: x,\n 'modle': y}\n---\nmodle: z", "butler.md:3: there is no key modle"),
+        ("---\na.b: x\n---\na: z", "butler.md:2: there is no key a.b"),
+        ("---\ndescription: |\n  context: z\ncontext: '{{ nwo }}'\n---\nx", "butler.md:4: context: there is no nwo"),
+    ],
+)
+def test_a_line_that_only_looks_like_a_key_is_not_told_of(tmp_path: Path, text: str, problem: str) -> None:
+    write(tmp_path, text)
+    assert problems(tmp_path)[0].startswith(problem)
+
+
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     write(tmp_path, "---\nmodle: x\nstream: perhaps\ninterrupt: 7\n---\nx", "one")
     write(tmp_path, "", "two")

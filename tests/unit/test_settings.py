@@ -330,6 +330,36 @@ def test_the_line_of_a_toml_mistake_is_named(tmp_path: Path) -> None:
     assert problem.startswith("piagent.toml:2: ")
 
 
+@pytest.mark.parametrize(
+    "above",
+    [
+        'mqtt_username = """\nmax_tokens = 1\n"""',
+        "mqtt_username = '''\nmax_tokens = 1\\'''",
+        'mqtt_username = """\\"""\nmax_tokens = 1"""""',
+        "# it's \"\"\"\nmqtt_username = '''x'''",
+        """mqtt_username = "'''#"\nmqtt_client_id = "'''" """,
+        'response_topic_prefixes = [\n  "max_tokens=x",\n]',
+    ],
+)
+def test_a_line_that_only_looks_like_a_setting_is_not_told_of(tmp_path: Path, above: str) -> None:
+    (tmp_path / "piagent.toml").write_text(f"{above}\nmax_tokens = -5\n")
+    line = above.count("\n") + 2
+    assert f"MAX_TOKENS: should be greater than or equal to 1, but is -5 (piagent.toml:{line})" in problems()
+
+
+def test_a_line_within_a_text_is_no_table_of_a_provider(tmp_path: Path) -> None:
+    text = 'mqtt_username = """\n[providers.a]\nurl = x\n"""\n[providers.a]\nkind = "ollama"\nulr = "x"\n'
+    (tmp_path / "piagent.toml").write_text(text)
+    assert "piagent.toml:7: [providers.a] ulr: there is no such key; did you mean url?" in problems()
+
+
+def test_a_line_of_a_dotenv_that_only_looks_like_a_setting_is_not_told_of(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text('MQTT_USERNAME="x\nMAX_TOKENS=1"\n\nexport MAX_TOKENS=-5\n')
+    assert problems() == ("MAX_TOKENS: should be greater than or equal to 1, but is '-5' (.env:4)",)
+    (tmp_path / ".env").write_text("MQTT_USERNAME=x\n\n\n'x y\n")
+    assert problems() == (".env:4: this is not NAME=value",)
+
+
 def test_a_broken_dotenv_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MQTT_HOST=a\n'x y\n")
     assert problems() == (".env:2: this is not NAME=value",)
