@@ -1,7 +1,9 @@
 """Looks at a memory file from outside, while a daemon may have it open."""
 
+import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
+from errno import ENOENT
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -23,7 +25,18 @@ def look(path: Path) -> None:
 
 
 def try_folder(path: Path) -> Path:
-    """Return the folder that has, or will get, what belongs to a memory file; OSError where no file can be made."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    TemporaryFile(dir=folder).close()
+    """Return the folder that has, or will get, what belongs to a memory file, wherever links lead.
+
+    Raises OSError where no file can be made.
+    """
+    path = path.absolute()
+    with suppress(FileNotFoundError):
+        path.stat()  # raises where links lead in a circle
+    there = next(place for place in (path, *path.parents) if place.is_symlink() or place.exists())
+    real = Path(os.path.realpath(there))
+    folder = real.parent if there == path else real
+    try:
+        TemporaryFile(dir=folder).close()
+    except FileNotFoundError:
+        raise FileNotFoundError(ENOENT, f"a link leads to {real}, and {folder} is not there") from None
     return folder

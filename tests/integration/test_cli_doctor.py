@@ -368,6 +368,38 @@ def test_a_place_where_no_memory_file_can_be_made(tmp_path: Path) -> None:
         assert "Choose another place" in finding.remedy
 
 
+@pytest.mark.parametrize(
+    ("name", "trouble"),
+    [
+        ("loop", "Too many levels of symbolic links"),
+        ("loop/x.db", "Too many levels of symbolic links"),
+        ("away", "a link leads to {0}/none/x.db, and {0}/none is not there"),
+        ("nowhere/x.db", "a link leads to {0}/none, and {0}/none is not there"),
+        ("nowhere/deep/x.db", "a link leads to {0}/none, and {0}/none is not there"),
+        ("new", None),
+        ("home/x.db", None),
+        ("home/deep/x.db", None),
+    ],
+)
+async def test_links_are_followed_as_the_daemon_does(tmp_path: Path, name: str, trouble: str | None) -> None:
+    (tmp_path / "folder").mkdir()
+    links = {"loop": "loop", "away": "none/x.db", "nowhere": "none", "new": "folder/x.db", "home": "folder"}
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target)
+    settings = Settings(memory_url=f"sqlite://{tmp_path}/{name}")
+    finding = local.memory(settings)
+    if trouble is None:
+        assert (finding.state, finding.detail) == ("ok", f"{tmp_path}/{name} comes with the first conversation")
+    else:
+        assert finding.state == "fail"
+        assert finding.detail == f"{tmp_path}/{name} cannot be written: {trouble.format(tmp_path)}"
+        assert "Choose another place" in finding.remedy
+    store = SqliteStore(settings, FakeClock())
+    await store.start()
+    assert (store.problem is None) is (trouble is None)
+    await store.aclose()
+
+
 def test_a_memory_file_that_another_program_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("piagent_daemon.stores.checkup.BUSY_S", 0.01)
     path = tmp_path / "memory.db"

@@ -381,6 +381,18 @@ def test_small_letters_in_a_dotenv_are_a_problem(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("target", ["link", "none"], ids=["circle", "nowhere"])
+@pytest.mark.parametrize(
+    "name", ["PROMPTS_DIR", "FILES_DIR", "MQTT_CA_FILE", "MQTT_PASSWORD_FILE", "OLLAMA_API_KEY_FILE", "PIAGENT_CONFIG"]
+)
+def test_a_link_that_leads_nowhere_is_one_line(tmp_path: Path, name: str, target: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    (problem,) = problems(**{name: str(link), "MQTT_TLS": "true"})
+    assert f"{link} " in problem
+    assert "that can be read" in problem or "cannot be read: " in problem
+
+
 def test_a_folder_that_may_not_be_looked_into_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat, read = Path.stat, Path.open
 
