@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import httpcore
@@ -64,11 +64,16 @@ class Connection(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; once more at once when it went over a kept connection that ended without an answer."""
-        connected = False
+        connected, opened = False, None
 
-        async def trace(event: str, _: Any) -> None:
-            nonlocal connected
-            connected = connected or event == "connection.connect_tcp.started"
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            nonlocal connected, opened
+            if event == "connection.connect_tcp.started":
+                connected = True
+            elif event == "connection.connect_tcp.complete":
+                opened = info["return_value"]
+            elif event == "connection.start_tls.failed" and opened:
+                await opened.aclose()  # httpcore does so for errors, and lets it lie after a cancellation
 
         request.extensions = {**request.extensions, "trace": trace}
         try:

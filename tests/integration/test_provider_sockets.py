@@ -1,6 +1,7 @@
 """Kept connections and the plain TCP backend under httpx, against real sockets."""
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -207,11 +208,11 @@ async def test_it_is_sent_over_a_new_connection_also_where_others_are_kept() -> 
     assert handler.log[2:] in ([(1, 2), (3, 1)], [(2, 2), (3, 1)])
 
 
-async def ask(connections: Connections, port: int, path: str = "/") -> bytes:
+async def ask(connections: Connections, port: int, path: str = "/", scheme: str = "http") -> bytes:
     connection = connections.take()
     response: httpx.Response | None = None
     try:
-        request = httpx.Request("POST", f"http://127.0.0.1:{port}{path}", content=b"body")
+        request = httpx.Request("POST", f"{scheme}://127.0.0.1:{port}{path}", content=b"body")
         response = await connection.handle_async_request(request)
         return await response.aread()
     finally:
@@ -272,6 +273,31 @@ async def test_a_connection_that_opens_while_all_is_closed_is_closed_too(monkeyp
             with pytest.raises(httpx.HTTPError):
                 await asking
             await ended.wait()
+
+
+async def test_a_handshake_that_is_cancelled_leaves_no_socket_to_the_collector() -> None:
+    greeted, ended = asyncio.Event(), asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(5)
+        greeted.set()
+        await reader.read()
+        ended.set()
+
+    async with server(handler) as port:
+        connections = Connections(ssl.create_default_context(), keep=2)
+        gc.disable()
+        try:
+            asking = asyncio.ensure_future(ask(connections, port, scheme="https"))
+            async with asyncio.timeout(5):
+                await greeted.wait()
+                asking.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+                await ended.wait()
+        finally:
+            gc.enable()
+        await connections.aclose()
 
 
 async def test_it_is_not_sent_a_third_time_nor_over_a_connection_that_was_new() -> None:
