@@ -29,6 +29,7 @@ from piagent_daemon.scheduler import Scheduler
 from piagent_daemon.settings import Loaded, Settings
 from piagent_daemon.systemd import Notifier, memory_limit_live
 from piagent_daemon.turn import Assistant, Config
+from piagent_daemon.values import ProviderState
 from piagent_daemon.waiting import in_loop
 from piagent_daemon.warmup import Warmup
 from piagent_daemon.watch import ProviderWatch
@@ -57,7 +58,7 @@ def build(loaded: Loaded) -> Daemon:
     assistant = Assistant(config, ladder, store, Ledger(), clock)
     scheduler = Scheduler(assistant, config, store, tally, clock)
     watch = ProviderWatch(ladder, config)
-    warmup = Warmup(ladder, config, lambda: scheduler.idle)
+    warmup = Warmup(ladder, config, scheduler.idle)
     chooser = Chooser(config, store)
     catalogue = Catalogue(ladder, config)
     admin = AdminDesk()
@@ -97,7 +98,11 @@ def build(loaded: Loaded) -> Daemon:
         reporting.introduce()
         announcer.changed()
 
-    watch.on_change, watch.on_look = changed, catalogue.looked
+    def looked(rung: Rung, state: ProviderState) -> None:
+        catalogue.looked(rung, state)
+        warmup.looked(rung, state)
+
+    watch.on_change, watch.on_look = changed, looked
     for door in front:
         door.on_change = changed
     daemon = Daemon(

@@ -53,8 +53,9 @@ class Scheduler:
         self._entering = 0
         self._waiting = 0
         self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.idle = asyncio.Event()
+        """Set while nothing comes in, waits, runs or is being ended."""
+        self.idle.set()
 
     # ---------------------------------------------------------------------------------------------------------- state
 
@@ -67,16 +68,12 @@ class Scheduler:
         """Tell whether what waits is being worked on."""
         return self._draining or not self._ready or len(self._tasks) >= self._config.settings.max_concurrent
 
-    @property
-    def idle(self) -> bool:
-        return not self._tasks and not self._waiting
-
     # ------------------------------------------------------------------------------------------------------------- in
 
     async def submit(self, incoming: Incoming, channel: Channel) -> None:
         """Take one request in; see `ports.Intake`."""
         self._entering += 1
-        self._idle.clear()
+        self.idle.clear()
         try:
             await self._enter(incoming, channel)
         finally:
@@ -143,7 +140,7 @@ class Scheduler:
         self._lanes[lane.conversation_id] = lane
         lane.add(job)
         self._waiting += 1
-        self._idle.clear()
+        self.idle.clear()
         if lane.running is None and len(lane.waiting) == 1:
             self._ready.append(lane)
         loop, waited_s = asyncio.get_running_loop(), self._clock.monotonic() - job.received
@@ -157,7 +154,7 @@ class Scheduler:
     def _has_room(self, lane: Lane, job: Job) -> bool:
         if is_too_large(job, (other for one in self._lanes.values() for other in one.waiting)):
             return False
-        takes_place = job.interrupts and lane.running and not lane.waiting
+        takes_place = job.interrupts and lane.running and lane.overtaken_by(job) == len(lane.waiting)
         return bool(takes_place) or self._waiting < self._config.settings.max_waiting or self._make_room(lane)
 
     def _make_room(self, lane: Lane) -> bool:
@@ -222,7 +219,7 @@ class Scheduler:
 
     def _look_idle(self) -> None:
         if not (self._entering or self._tasks or self._errands) and (self._draining or not self._waiting):
-            self._idle.set()
+            self.idle.set()
 
     def _send(self, job: Job, event: Event) -> None:
         job.channel.send(event)  # first: somebody waits for it
@@ -311,7 +308,7 @@ class Scheduler:
     def _start_errand(self, errand: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(errand, name="errand")
         self._errands.add(task)
-        self._idle.clear()
+        self.idle.clear()
         task.add_done_callback(self._errand_done)
 
     def _errand_done(self, task: asyncio.Task[None]) -> None:
@@ -333,7 +330,7 @@ class Scheduler:
                 self._live.pop((job.conversation_id, job.request_id), None)
                 job.channel.abandon()
         self._look_idle()
-        await first_of(self._idle.wait(), hurry.wait(), timeout_s=grace_s)
+        await first_of(self.idle.wait(), hurry.wait(), timeout_s=grace_s)
         for lane in list(self._lanes.values()):
             for job in list(lane.waiting):
                 self._drop(lane, job, ShuttingDown())

@@ -2,33 +2,40 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Final
 
 from piagent_daemon import prompt
 from piagent_daemon.agents import Agent
-from piagent_daemon.errors import ModelNotFound, PiagentError
+from piagent_daemon.errors import ModelNotFound, PiagentError, ProviderUnavailable
 from piagent_daemon.ladder import Ladder
 from piagent_daemon.rung import Rung
 from piagent_daemon.turn import Config
-from piagent_daemon.values import ChatRequest, Message
+from piagent_daemon.values import ChatRequest, Message, ProviderState
 
 log = logging.getLogger("piagent.warmup")
 
 READ_ANEW: Final = ("ollama_model_general", "ctx_tokens", "think", "prompt_style", "default_agent")
 """Settings by which another model is loaded, a prompt is read otherwise, or another one is to stay warmest."""
+CALM_S: Final = 60.0
+"""So long nobody asks any more before priming goes on: it costs a talk its place in the model server's cache."""
 
 
 class Warmup:
-    """Primes the model servers in the background; real requests go first (`is_idle`)."""
+    """Primes the model servers in the background; real requests go first: `idle` is set while there are none."""
 
-    def __init__(self, ladder: Ladder, config: Config, is_idle: Callable[[], bool]) -> None:
+    def __init__(self, ladder: Ladder, config: Config, idle: asyncio.Event) -> None:
         self._ladder = ladder
         self._config = config
-        self._is_idle = is_idle
+        self._idle = idle
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
         self._left: set[str] = set()
-        """The agents that are not primed yet, while it runs."""
+        """The agents that are not primed yet."""
+        self._away: set[Rung] = set()
+        """What could not be reached, until a look finds it well."""
+        self._missing: set[tuple[Rung, str]] = set()
+        """Models that were not there, until a look finds them."""
 
     def begin(self, names: Collection[str] | None = None) -> None:
         """Prime the agents of these names, all when None; the default agent last, since that prompt stays warmest.
@@ -36,19 +43,41 @@ class Warmup:
         Those that are not primed yet are primed with them; without any name, what runs goes on.
         """
         wanted = set(self._config.agents if names is None else names)
-        if not wanted:
+        if wanted:
+            self._left |= wanted
+            self._away.clear()
+            self._missing.clear()
+            self._start()
+
+    def looked(self, rung: Rung, state: ProviderState) -> None:
+        """Take what a look at a model server showed: what could not be primed there is primed when it can be.
+
+        A server that was away and has not loaded its model was started anew, and knows nothing of what it had read.
+        """
+        if not state.reachable:
+            self._away.add(rung)
+        elif rung in self._away:
+            self._away.discard(rung)
+            if state.model_loaded is False:
+                self._left.update(self._at_home(rung))
+        lacks = {*rung.missing, *([self._ladder.general(rung.name)] if state.model_found is False else [])}
+        self._missing = {(one, model) for one, model in self._missing if one is not rung or model in lacks}
+        if self._task is None or self._task.done():
+            self._start()
+
+    def _start(self) -> None:
+        agents = [agent for name, agent in self._config.agents.items() if name in self._left and self._can_be(agent)]
+        if not agents or self._stopped:
             return
-        if self._task and not self._task.done():
-            self._task.cancel()
-            wanted |= self._left
-        agents = [agent for name, agent in self._config.agents.items() if name in wanted]
         agents.sort(key=lambda agent: agent.name == self._config.settings.default_agent)
-        self._left = {agent.name for agent in agents}
+        if self._task:
+            self._task.cancel()
         self._task = asyncio.get_running_loop().create_task(self._prime(agents), name="prime the model")
         self._task.add_done_callback(_look_at)
 
     async def stop(self) -> None:
         """Give up what is not primed yet."""
+        self._stopped = True
         if self._task:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -59,26 +88,39 @@ class Warmup:
             self._task.cancel()
         await rung.provider.unload(model)
         agents, default = self._config.agents, self._config.settings.default_agent
-        its = [agent for agent in agents.values() if self._ladder.home(agent.provider) is rung]
-        for agent in [agent for agent in its if self._model(agent) == model] or [agents[default]]:
+        its = [agents[name] for name in self._at_home(rung) if self._model(agents[name]) == model]
+        for agent in its or [agents[default]]:
             await rung.provider.prime(self._request(rung, agent, model))
 
     async def _prime(self, agents: list[Agent]) -> None:
-        away: set[Rung] = set()
         for agent in agents:
-            rung = self._ladder.home(agent.provider)
-            if rung in away:
+            if agent.name not in self._left or not self._can_be(agent):
                 continue
-            if not self._is_idle():
-                return
+            while not self._idle.is_set():
+                await self._idle.wait()
+                await asyncio.sleep(CALM_S)
+            rung, model = self._ladder.home(agent.provider), self._model(agent)
             try:
-                await rung.provider.prime(self._request(rung, agent, self._model(agent)))
+                await rung.provider.prime(self._request(rung, agent, model))
                 self._left.discard(agent.name)
             except PiagentError as error:
                 # The watch on the model server tells the same in health; the first request simply starts cold.
                 log.info("%s: not primed with agent %s: %s", rung.name, agent.name, error)
-                if not isinstance(error, ModelNotFound):  # the next agent may have another model
-                    away.add(rung)
+                if isinstance(error, ModelNotFound):
+                    self._missing.add((rung, model))
+                elif isinstance(error, ProviderUnavailable):
+                    self._away.add(rung)
+                else:
+                    self._left.difference_update(self._at_home(rung))
+
+    def _can_be(self, agent: Agent) -> bool:
+        """Tell whether nothing is known that would keep an agent from being primed."""
+        rung = self._ladder.home(agent.provider)
+        return rung not in self._away and (rung, self._model(agent)) not in self._missing
+
+    def _at_home(self, rung: Rung) -> list[str]:
+        """Return the agents that are answered on a rung where nothing is wrong with it."""
+        return [name for name, agent in self._config.agents.items() if self._ladder.home(agent.provider) is rung]
 
     def _model(self, agent: Agent) -> str:
         return agent.model or self._ladder.general(agent.provider)

@@ -62,7 +62,7 @@ def _sentence(where: str, finding: Finding) -> str:
         case "missing":
             return f'The field "{where}" is missing.'
         case "json_invalid":
-            return "The payload starts like a JSON object but is not valid JSON."
+            return "The payload starts like a JSON object but is not valid JSON in Unicode, or it is nested too deeply."
         case _ if finding.message.startswith("should "):
             return f'The field "{where}" {finding.message}.'
         case _:
@@ -134,14 +134,23 @@ def object_in(payload: bytes) -> dict[str, Any]:
 
 def request_id_in(payload: bytes) -> str | None:
     """Return the id that a request names even though it is refused, so that its sender knows which one it was."""
-    found = object_in(payload).get("id")
+    found = _names_in(payload).get("id")
     return found if isinstance(found, str) and 0 < len(found) <= 128 and is_sendable(found) else None
 
 
 def conversation_id_in(payload: bytes) -> str | None:
     """Return the conversation of a request that is refused, if its answer can go there."""
-    found = object_in(payload).get("conversation_id")
+    found = _names_in(payload).get("conversation_id")
     return found if isinstance(found, str) and is_conversation_id(found) else None
+
+
+def _names_in(payload: bytes) -> dict[str, Any]:
+    """Return the object in a payload, also one that has half an emoji somewhere, as JavaScript makes them."""
+    try:
+        value = json.loads(payload.removeprefix(BOM_UTF8))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def metadata_in(payload: bytes) -> dict[str, Any]:

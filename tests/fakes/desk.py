@@ -143,7 +143,7 @@ class World:
             ladder=self.ladder,
             clock=self.clock,
             chooser=Chooser(self.config, self.store),
-            warmup=Warmup(self.ladder, self.config, lambda: True),
+            warmup=Warmup(self.ladder, self.config, self.scheduler.idle),
             watch=self.watch,
             catalogue=self.catalogue,
             reporting=self.reporting,

@@ -26,7 +26,7 @@ async def control(server: FakeOllama, exchange: Exchange) -> None:
             return
     bodies = "bodies" in exchange.query
     requests = [
-        {**record.summary(), **({"body": record.body, "text": record.text} if bodies else {})}
+        {**record.summary(), **({"body": record.body or None, "text": record.text} if bodies else {})}
         for record in server.requests
     ]
     value = {

@@ -332,6 +332,20 @@ async def test_a_reload_with_another_model_looks_for_it_and_loads_it(
     assert (state["reasons"], state["provider"]["model"]) == (["model_not_found"], "not-there:1b")
 
 
+async def test_a_model_server_that_comes_later_is_primed_and_again_when_it_was_started_anew(
+    daemon: DaemonFactory,
+) -> None:
+    """Ollama's unit is started before it listens: on a Pi the daemon is ready first."""
+    port = free_port()
+    process = await daemon(ollama_host=f"http://127.0.0.1:{port}", health_interval_s=0.5)
+    await until(lambda: "not primed with agent" in process.output)
+    for _ in range(2):
+        async with FakeOllama(port=port) as server:
+            await server.until(lambda server: len(beginnings(server)) == 2, 15)
+            assert "helpful, efficient" in beginnings(server)[1]
+        await until(lambda: process.output.count("provider_unavailable") > process.output.count("well again"))
+
+
 async def test_a_reload_that_changes_nothing_lets_the_model_load(daemon: DaemonFactory) -> None:
     async with FakeOllama(load_s=1.0) as server:
         process = await daemon(ollama_host=server.url)

@@ -556,6 +556,7 @@ async def test_as_a_process_steered_from_outside() -> None:
             await http.post("/_fake", json={"tokens": None, "reply": "ok", "next": [{"mode": "err", "after": 1}]})
             assert "error" in (await lines(http, body()))[-1]
             assert said(await lines(http, body())) == "ok"
+            await http.get("/api/tags")
             seen = (await http.get("/_fake?bodies")).json()
             assert (seen["counters"]["questions"], seen["requests"][2]["text"]) == (3, "ok")
             assert seen["requests"][0]["arrived"] < seen["requests"][0]["first_token"]

@@ -266,7 +266,7 @@ async def test_they_wait_for_a_place_like_questions_do(world: World, method: str
     gate.set()
     await waits
     assert len(world.provider.asked) + len(calls) == 2
-    await world.until(lambda: world.scheduler.idle)
+    await world.until(world.scheduler.idle.is_set)
 
 
 @pytest.mark.parametrize("method", ["llm/chat", "llm/embed"])
@@ -329,7 +329,7 @@ async def test_who_leaves_early_gives_the_place_back(world: World) -> None:
     runs = asyncio.create_task(world.ok("llm/chat", HELLO))
     await world.until(lambda: world.provider.asked)
     runs.cancel()
-    await world.until(lambda: world.scheduler.idle)
+    await world.until(world.scheduler.idle.is_set)
     await world.ok("llm/chat", HELLO)
 
 

@@ -154,6 +154,23 @@ async def test_who_interrupts_takes_the_place_of_what_it_stops() -> None:
     assert [code(await channel.terminal()) for channel in (first, second)] == ["cancelled", "stop"]
 
 
+async def test_who_interrupts_where_the_queue_is_full_stops_what_runs_and_is_next() -> None:
+    world = World(max_waiting=1)
+    world.hold()
+    first = await world.speaking(await world.submit("first"))
+    second = await world.submit("second")
+    third = await world.submit("third", interrupt=True)
+    fourth = await world.submit("fourth", interrupt=True)
+    assert code(await fourth.terminal()) == "busy"
+    world.gate.set()
+    assert [code(await channel.terminal()) for channel in (first, third, second)] == ["cancelled", "stop", "stop"]
+    assert [request.messages[-1].content.rpartition("] ")[2] for request in world.provider.asked] == [
+        "first",
+        "third",
+        "second",
+    ]
+
+
 async def test_a_full_queue_makes_room_for_a_quiet_conversation() -> None:
     world = World(max_waiting=3)
     world.hold()
@@ -363,7 +380,7 @@ async def test_a_defect_after_the_answer_was_told_gives_no_second_one(
         patched.setattr(world.store, "commit", broken)
         channel = await world.submit()
         assert isinstance(await channel.terminal(), FinalEvent)
-        await asyncio.wait_for(world.scheduler._idle.wait(), 5)
+        await asyncio.wait_for(world.scheduler.idle.wait(), 5)
     assert [event.terminal for event in channel.events].count(True) == 1
     assert "failed by a defect" in caplog.text
     assert isinstance(await (await world.submit("again")).terminal(), FinalEvent)
@@ -542,11 +559,11 @@ async def test_totals_are_counted(world: World) -> None:
 
 async def test_it_is_alive_while_what_waits_is_worked_on(world: World) -> None:
     assert world.scheduler.alive
-    assert world.scheduler.idle
+    assert world.scheduler.idle.is_set()
     world.hold()
     channel = await world.submit()
     assert world.scheduler.alive
-    assert not world.scheduler.idle
+    assert not world.scheduler.idle.is_set()
     world.gate.set()
     await channel.terminal()
 

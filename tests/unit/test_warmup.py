@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 
+from piagent_daemon import warmup as warmup_module
 from piagent_daemon.agents import Agent
-from piagent_daemon.errors import ModelNotFound, ProviderUnavailable
+from piagent_daemon.errors import ModelNotFound, ProviderError, ProviderUnavailable
 from piagent_daemon.ladder import Ladder
 from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.turn import Config
-from piagent_daemon.values import ChatRequest
+from piagent_daemon.values import ChatRequest, ProviderState
 from piagent_daemon.warmup import Warmup
 from tests.fakes.doubles import FakeClock, ScriptedProvider, ladder_of
 
@@ -35,6 +36,18 @@ class Primed(ScriptedProvider):
         await super().prime(request)
 
 
+@pytest.fixture(autouse=True)
+def _no_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup_module, "CALM_S", 0.0)
+
+
+def idle() -> asyncio.Event:
+    """Nobody asks anything."""
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 async def settled(warmup: Warmup, provider: Primed) -> None:
     await asyncio.wait_for(provider.tried.wait(), 5)
     for _ in range(5):
@@ -49,7 +62,7 @@ def systems(provider: Primed) -> list[str]:
 async def test_the_default_agent_is_primed_last_with_the_options_of_real_calls() -> None:
     provider = Primed()
     config = Config(Settings(ctx_tokens=2048), AGENTS)
-    warmup = Warmup(ladder_of(provider, settings=config), config, lambda: True)
+    warmup = Warmup(ladder_of(provider, settings=config), config, idle())
     warmup.begin()
     await settled(warmup, provider)
     assert systems(provider) == ["Speak.", "Be brief."]
@@ -59,7 +72,7 @@ async def test_the_default_agent_is_primed_last_with_the_options_of_real_calls()
 
 async def test_only_changed_agents_are_primed_again() -> None:
     provider = Primed()
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), lambda: True)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
     warmup.begin({"voice"})
     await settled(warmup, provider)
     assert systems(provider) == ["Speak."]
@@ -73,7 +86,7 @@ async def test_nothing_new_lets_what_runs_go_on_and_something_new_joins_it() -> 
 
     provider, gate = Slow(), asyncio.Event()
     agents = {**AGENTS, "cook": Agent(name="cook", system="Cook.")}
-    warmup = Warmup(ladder_of(provider), Config(Settings(), agents), lambda: True)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), agents), idle())
     warmup.begin()
     await asyncio.wait_for(provider.tried.wait(), 5)
     running = warmup._task
@@ -93,12 +106,119 @@ async def test_nothing_new_lets_what_runs_go_on_and_something_new_joins_it() -> 
 
 
 async def test_real_requests_go_first() -> None:
-    provider = Primed()
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), lambda: False)
+    class Asked(Primed):
+        async def prime(self, request: ChatRequest) -> None:
+            await super().prime(request)
+            busy.clear()
+
+    provider, busy = Asked(), asyncio.Event()
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), busy)
     warmup.begin()
-    await asyncio.sleep(0)
-    await warmup.stop()
+    for _ in range(5):
+        await asyncio.sleep(0)
     assert provider.primed == []
+    busy.set()
+    await asyncio.wait_for(provider.tried.wait(), 5)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert systems(provider) == ["Speak."], "between two agents somebody asked"
+    busy.set()
+    assert warmup._task
+    await asyncio.wait_for(warmup._task, 5)
+    assert systems(provider) == ["Speak.", "Be brief."]
+
+
+async def test_a_talk_is_left_in_peace_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    provider, busy = Primed(), asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            busy.clear()  # the next question of a talk
+            asyncio.get_running_loop().call_soon(busy.set)
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    monkeypatch.setattr(warmup_module, "CALM_S", 7.0)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), busy)
+    warmup.begin()
+    asyncio.get_running_loop().call_soon(busy.set)
+    assert warmup._task
+    await asyncio.wait_for(warmup._task, 5)
+    assert pauses == [7.0, 7.0]
+    assert len(provider.primed) == 2
+
+
+GONE, FRESH, WARM = ProviderState(False), ProviderState(True, False, True), ProviderState(True, True, True)
+UNAVAILABLE = ProviderUnavailable("it is off")
+
+
+async def primed_after(warmup: Warmup, provider: Primed, *looks: ProviderState) -> list[str]:
+    """Return whose prompts are read after some looks at the only server."""
+    provider.primed.clear()
+    for state in looks:
+        warmup.looked(warmup._ladder.rungs[0], state)
+    if warmup._task:
+        await asyncio.wait([warmup._task], timeout=5)
+    return systems(provider)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_was_away_at_start_is_primed_when_it_comes(known: bool) -> None:
+    provider = Primed(UNAVAILABLE)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    if known:
+        warmup.looked(warmup._ladder.rungs[0], GONE)
+    warmup.begin()
+    assert await primed_after(warmup, provider) == []
+    assert await primed_after(warmup, provider, GONE, GONE) == []
+    provider.failure = None
+    assert await primed_after(warmup, provider, FRESH) == ["Speak.", "Be brief."]
+    assert await primed_after(warmup, provider, FRESH, WARM) == [], "once is enough"
+
+
+async def test_a_server_that_was_started_anew_reads_all_again_and_one_that_was_slow_nothing() -> None:
+    provider = Primed()
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup.begin()
+    assert await primed_after(warmup, provider, WARM) == ["Speak.", "Be brief."]
+    assert await primed_after(warmup, provider, GONE, WARM) == []
+    assert await primed_after(warmup, provider, GONE, FRESH) == ["Speak.", "Be brief."]
+
+
+async def test_a_model_that_is_brought_later_is_primed_then() -> None:
+    class Small(Primed):
+        async def prime(self, request: ChatRequest) -> None:
+            self.failure = ModelNotFound("pull it") if request.model == "small" and lacks else None
+            await super().prime(request)
+
+    provider, lacks = Small(), True
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    rung = warmup._ladder.rungs[0]
+    warmup.begin()
+    assert await primed_after(warmup, provider) == ["Be brief."]
+    rung.missing = {"small": "pull it"}
+    assert await primed_after(warmup, provider, WARM) == []
+    rung.missing, lacks = {}, False
+    assert await primed_after(warmup, provider, WARM) == ["Speak."]
+
+
+async def test_what_the_server_fails_at_is_not_tried_again_and_again() -> None:
+    provider = Primed(ProviderError("it is broken"))
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup.begin()
+    assert await primed_after(warmup, provider) == []
+    provider.failure = None
+    assert await primed_after(warmup, provider, WARM, GONE, WARM) == []
+
+
+async def test_nothing_is_primed_after_the_stop() -> None:
+    provider = Primed(UNAVAILABLE)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup.begin()
+    await settled(warmup, provider)
+    provider.failure = None
+    assert await primed_after(warmup, provider, GONE, FRESH) == []
 
 
 @pytest.mark.parametrize(
@@ -114,7 +234,7 @@ async def test_a_failure_is_logged_and_stops_nothing(
 ) -> None:
     caplog.set_level("INFO")
     provider = Primed(failure)
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), lambda: True)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
     warmup.begin()
     await settled(warmup, provider)
     assert [record.levelname for record in caplog.records] == levels
@@ -123,7 +243,7 @@ async def test_a_failure_is_logged_and_stops_nothing(
 async def test_a_reload_drops_the_model_and_primes_its_agents() -> None:
     provider = Primed()
     ladder = ladder_of(provider)
-    warmup = Warmup(ladder, Config(Settings(), AGENTS), lambda: False)
+    warmup = Warmup(ladder, Config(Settings(), AGENTS), idle())
     await warmup.reload(ladder.rungs[0], "small")
     assert provider.unloaded == ["small"]
     assert [(request.model, request.messages[0].content) for request in provider.primed] == [("small", "Speak.")]
@@ -134,7 +254,7 @@ async def test_a_reload_drops_the_model_and_primes_its_agents() -> None:
 
 async def test_a_reload_that_fails_says_so() -> None:
     ladder = ladder_of(Primed(ModelNotFound("pull it")))
-    warmup = Warmup(ladder, Config(Settings(), AGENTS), lambda: True)
+    warmup = Warmup(ladder, Config(Settings(), AGENTS), idle())
     with pytest.raises(ModelNotFound):
         await warmup.reload(ladder.rungs[0], "small")
 
@@ -150,7 +270,7 @@ async def test_each_agent_is_primed_where_it_lives_with_the_window_of_that_serve
         "gone": Agent(name="gone", system="Off.", provider="away"),
         "coder": Agent(name="coder", system="Code.", provider="desk"),
     }
-    warmup = Warmup(ladder, Config(settings, agents), lambda: True)
+    warmup = Warmup(ladder, Config(settings, agents), idle())
     warmup.begin()
     async with asyncio.timeout(5):
         while not first.primed:  # noqa: ASYNC110 - it tells nobody when it is done

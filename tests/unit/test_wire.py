@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from piagent_daemon.contract import Request
 from piagent_daemon.errors import Busy, InvalidRequest
 from piagent_daemon.settings import Settings
-from piagent_daemon.wire import is_own_event, metadata_in, parse_request, refusal, request_id_in
+from piagent_daemon.wire import (
+    conversation_id_in,
+    is_own_event,
+    metadata_in,
+    parse_request,
+    refusal,
+    request_id_in,
+)
 from tests.fakes.doubles import FakeClock
 from tests.fakes.pictures import encoded, gif
 
@@ -177,6 +184,13 @@ def test_a_refused_request_keeps_its_id_and_metadata() -> None:
     payload = b'{"id": "r1", "metadata": {"a": 1}, "nonsense": true}'
     assert request_id_in(payload) == "r1"
     assert metadata_in(payload) == {"a": 1}
+
+
+def test_half_an_emoji_does_not_cost_a_request_its_name() -> None:
+    payload = b'{"id": "r1", "conversation_id": "kitchen", "message": "hi", "metadata": {"note": "\\ud83d"}}'
+    with pytest.raises(InvalidRequest, match="not valid JSON in Unicode"):
+        parse(payload)
+    assert (request_id_in(payload), conversation_id_in(payload), metadata_in(payload)) == ("r1", "kitchen", {})
 
 
 @pytest.mark.parametrize("metadata", ['{"a": "\\ud800"}', '{"a": ' + "[" * 400 + "]" * 400 + "}"])
