@@ -103,6 +103,7 @@ def build(loaded: Loaded) -> Daemon:
         warmup.looked(rung, state)
 
     watch.on_change, watch.on_look = changed, looked
+    warmup.on_primed = watch.look_soon
     for door in front:
         door.on_change = changed
     daemon = Daemon(

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from piagent_daemon import prompt
@@ -25,6 +25,8 @@ class Warmup:
     """Primes the model servers in the background; real requests go first: `idle` is set while there are none."""
 
     def __init__(self, ladder: Ladder, config: Config, idle: asyncio.Event) -> None:
+        self.on_primed: Callable[[], None] | None = None
+        """Called when models were loaded and prompts read."""
         self._ladder = ladder
         self._config = config
         self._idle = idle
@@ -93,6 +95,7 @@ class Warmup:
             await rung.provider.prime(self._request(rung, agent, model))
 
     async def _prime(self, agents: list[Agent]) -> None:
+        before = set(self._left)
         for agent in agents:
             if agent.name not in self._left or not self._can_be(agent):
                 continue
@@ -112,6 +115,8 @@ class Warmup:
                     self._away.add(rung)
                 else:
                     self._left.difference_update(self._at_home(rung))
+        if self._left != before and self.on_primed:
+            self.on_primed()
 
     def _can_be(self, agent: Agent) -> bool:
         """Tell whether nothing is known that would keep an agent from being primed."""

@@ -167,6 +167,8 @@ async def primed_after(warmup: Warmup, provider: Primed, *looks: ProviderState) 
 async def test_what_was_away_at_start_is_primed_when_it_comes(known: bool) -> None:
     provider = Primed(UNAVAILABLE)
     warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    told: list[int] = []
+    warmup.on_primed = lambda: told.append(len(provider.primed))
     if known:
         warmup.looked(warmup._ladder.rungs[0], GONE)
     warmup.begin()
@@ -175,6 +177,7 @@ async def test_what_was_away_at_start_is_primed_when_it_comes(known: bool) -> No
     provider.failure = None
     assert await primed_after(warmup, provider, FRESH) == ["Speak.", "Be brief."]
     assert await primed_after(warmup, provider, FRESH, WARM) == [], "once is enough"
+    assert told == [2], "so that somebody looks what is loaded now"
 
 
 async def test_a_server_that_was_started_anew_reads_all_again_and_one_that_was_slow_nothing() -> None:
