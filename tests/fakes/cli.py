@@ -51,7 +51,8 @@ class Cli:
         self._readers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        command = [sys.executable, "-m", "piagent_daemon", *self._argv]
+        # A shell ignores Ctrl-C for what runs in its background, and so would every child.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "piagent_daemon", *self._argv]
         if self._tty:
             self._master, slave = pty.openpty()
             _no_echo(slave)
@@ -99,10 +100,12 @@ class Cli:
 
     async def interrupt_prompt(self) -> None:
         """Press Ctrl-C at the prompt, again when it came just before Python began to wait for input."""
-        while self.out.endswith("> "):
+        for _ in range(10):
             self.interrupt()
             with contextlib.suppress(TimeoutError):
                 await self.until(lambda: not self.out.endswith("> "), 1.0)
+                return
+        raise TimeoutError("Ctrl-C does nothing")
 
     async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
         """Wait until `condition()` holds; it is looked at after each output."""
