@@ -26,7 +26,9 @@ def bare(text: str) -> str:
 
 def line_of(text: str, key: str) -> int:
     """Return the number of the line on which `key` is set in a bare TOML text; 1 when it is not found."""
-    found = re.search(rf"""^[ \t]*(?:\[+[ \t]*)?(["']?){re.escape(key)}\1[ \t]*[=.\]]""", text, re.MULTILINE)
+    name = re.escape(key)
+    pattern = rf"""^[ \t]*(?:(["']?){name}\1[ \t]*[=.]|\[+[ \t]*(["']?){name}\2[ \t]*[.\]])"""
+    found = re.search(pattern, text, re.MULTILINE)
     return text.count("\n", 0, found.start()) + 1 if found else 1
 
 

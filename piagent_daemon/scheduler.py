@@ -22,7 +22,7 @@ from piagent_daemon.ports import Channel, Clock, ConversationStore
 from piagent_daemon.spoken import Spoken
 from piagent_daemon.turn import Assistant, Config
 from piagent_daemon.values import Incoming, Outcome, Ticket
-from piagent_daemon.waiting import first_of
+from piagent_daemon.waiting import Idle, first_of
 
 log = logging.getLogger("piagent.scheduler")
 
@@ -53,9 +53,8 @@ class Scheduler:
         self._entering = 0
         self._waiting = 0
         self._draining = False
-        self.idle = asyncio.Event()
+        self.idle = Idle()
         """Set while nothing comes in, waits, runs or is being ended."""
-        self.idle.set()
 
     # ---------------------------------------------------------------------------------------------------------- state
 

@@ -1,7 +1,9 @@
 """Waiting for something, but not for ever."""
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -101,3 +103,22 @@ async def in_thread(call: Callable[[], T], name: str, otherwise: Callable[[], ob
         if not done.cancelled():
             otherwise()
         raise
+
+
+class Idle(asyncio.Event):
+    """Set while nobody wants anything, as it is at first; knows for how long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since = -math.inf
+        super().set()
+
+    def set(self) -> None:
+        if not self.is_set():
+            self._since = time.monotonic()
+        super().set()
+
+    @property
+    def lasts_s(self) -> float:
+        """For how many seconds it has been set, 0.0 while it is not."""
+        return time.monotonic() - self._since if self.is_set() else 0.0

@@ -12,6 +12,7 @@ from piagent_daemon.ladder import Ladder
 from piagent_daemon.rung import Rung
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ChatRequest, Message, ProviderState
+from piagent_daemon.waiting import Idle
 
 log = logging.getLogger("piagent.warmup")
 
@@ -24,7 +25,7 @@ CALM_S: Final = 60.0
 class Warmup:
     """Primes the model servers in the background; real requests go first: `idle` is set while there are none."""
 
-    def __init__(self, ladder: Ladder, config: Config, idle: asyncio.Event) -> None:
+    def __init__(self, ladder: Ladder, config: Config, idle: Idle) -> None:
         self.on_primed: Callable[[], None] | None = None
         """Called when models were loaded and prompts read."""
         self._ladder = ladder
@@ -32,6 +33,7 @@ class Warmup:
         self._idle = idle
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
+        self._reloads = 0
         self._left: set[str] = set()
         """The agents that are not primed yet."""
         self._away: set[Rung] = set()
@@ -54,22 +56,24 @@ class Warmup:
     def looked(self, rung: Rung, state: ProviderState) -> None:
         """Take what a look at a model server showed: what could not be primed there is primed when it can be.
 
-        A server that was away and has not loaded its model was started anew, and knows nothing of what it had read.
+        A server that was away and has not loaded its model, though that was to stay, was started anew: what it had read
+        is gone.
         """
         if not state.reachable:
             self._away.add(rung)
         elif rung in self._away:
             self._away.discard(rung)
-            if state.model_loaded is False:
+            if state.model_loaded is False and self._config.settings.ollama_keep_alive.startswith("-"):
                 self._left.update(self._at_home(rung))
-        lacks = {*rung.missing, *([self._ladder.general(rung.name)] if state.model_found is False else [])}
-        self._missing = {(one, model) for one, model in self._missing if one is not rung or model in lacks}
+        if state.reachable and state.model_found is not None:
+            lacks = {*rung.missing, *([] if state.model_found else [self._ladder.general(rung.name)])}
+            self._missing = {(one, model) for one, model in self._missing if one is not rung or model in lacks}
         if self._task is None or self._task.done():
             self._start()
 
     def _start(self) -> None:
         agents = [agent for name, agent in self._config.agents.items() if name in self._left and self._can_be(agent)]
-        if not agents or self._stopped:
+        if not agents or self._stopped or self._reloads:
             return
         agents.sort(key=lambda agent: agent.name == self._config.settings.default_agent)
         if self._task:
@@ -88,20 +92,28 @@ class Warmup:
         """Have a server drop a model and load it anew, its agents' prompts with it. Raises ProviderError."""
         if self._task:
             self._task.cancel()
-        await rung.provider.unload(model)
-        agents, default = self._config.agents, self._config.settings.default_agent
-        its = [agents[name] for name in self._at_home(rung) if self._model(agents[name]) == model]
-        for agent in its or [agents[default]]:
-            await rung.provider.prime(self._request(rung, agent, model))
+        self._reloads += 1
+        try:
+            await rung.provider.unload(model)
+            agents, default = self._config.agents, self._config.settings.default_agent
+            its = [agents[name] for name in self._at_home(rung) if self._model(agents[name]) == model]
+            for agent in its or [agents[default]]:
+                await rung.provider.prime(self._request(rung, agent, model))
+                if agent in its:
+                    self._left.discard(agent.name)
+        finally:
+            self._reloads -= 1
+            self._start()
 
     async def _prime(self, agents: list[Agent]) -> None:
         before = set(self._left)
         for agent in agents:
-            if agent.name not in self._left or not self._can_be(agent):
-                continue
             while not self._idle.is_set():
                 await self._idle.wait()
-                await asyncio.sleep(CALM_S)
+                while (left_s := CALM_S - self._idle.lasts_s) > 0:  # noqa: ASYNC110 - a question begins it anew
+                    await asyncio.sleep(left_s)
+            if self._config.agents.get(agent.name) != agent or agent.name not in self._left or not self._can_be(agent):
+                continue
             rung, model = self._ladder.home(agent.provider), self._model(agent)
             try:
                 await rung.provider.prime(self._request(rung, agent, model))

@@ -146,6 +146,8 @@ def conversation_id_in(payload: bytes) -> str | None:
 
 def _names_in(payload: bytes) -> dict[str, Any]:
     """Return the object in a payload, also one that has half an emoji somewhere, as JavaScript makes them."""
+    if found := object_in(payload):
+        return found
     try:
         value = json.loads(payload.removeprefix(BOM_UTF8))
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ from piagent_daemon.settings import Settings
 
 log = logging.getLogger("piagent.mqtt")
 
-CONNACK_S: Final = 5.0
+CONNACK_S: Final = 10.0
 
 
 class Listener(Protocol):

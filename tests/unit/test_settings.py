@@ -339,6 +339,7 @@ def test_the_line_of_a_toml_mistake_is_named(tmp_path: Path) -> None:
         "# it's \"\"\"\nmqtt_username = '''x'''",
         """mqtt_username = "'''#"\nmqtt_client_id = "'''" """,
         'response_topic_prefixes = [\n  "max_tokens=x",\n]',
+        'response_topic_prefixes = [\n  "other",\n  "max_tokens"]',
     ],
 )
 def test_a_line_that_only_looks_like_a_setting_is_not_told_of(tmp_path: Path, above: str) -> None:

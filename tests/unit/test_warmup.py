@@ -12,6 +12,7 @@ from piagent_daemon.rung import Rung
 from piagent_daemon.settings import Settings
 from piagent_daemon.turn import Config
 from piagent_daemon.values import ChatRequest, ProviderState
+from piagent_daemon.waiting import Idle
 from piagent_daemon.warmup import Warmup
 from tests.fakes.doubles import FakeClock, ScriptedProvider, ladder_of
 
@@ -41,11 +42,11 @@ def _no_calm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warmup_module, "CALM_S", 0.0)
 
 
-def idle() -> asyncio.Event:
-    """Nobody asks anything."""
-    event = asyncio.Event()
-    event.set()
-    return event
+def busy() -> Idle:
+    """Somebody asks something."""
+    idle = Idle()
+    idle.clear()
+    return idle
 
 
 async def settled(warmup: Warmup, provider: Primed) -> None:
@@ -62,7 +63,7 @@ def systems(provider: Primed) -> list[str]:
 async def test_the_default_agent_is_primed_last_with_the_options_of_real_calls() -> None:
     provider = Primed()
     config = Config(Settings(ctx_tokens=2048), AGENTS)
-    warmup = Warmup(ladder_of(provider, settings=config), config, idle())
+    warmup = Warmup(ladder_of(provider, settings=config), config, Idle())
     warmup.begin()
     await settled(warmup, provider)
     assert systems(provider) == ["Speak.", "Be brief."]
@@ -72,7 +73,7 @@ async def test_the_default_agent_is_primed_last_with_the_options_of_real_calls()
 
 async def test_only_changed_agents_are_primed_again() -> None:
     provider = Primed()
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), Idle())
     warmup.begin({"voice"})
     await settled(warmup, provider)
     assert systems(provider) == ["Speak."]
@@ -86,7 +87,7 @@ async def test_nothing_new_lets_what_runs_go_on_and_something_new_joins_it() -> 
 
     provider, gate = Slow(), asyncio.Event()
     agents = {**AGENTS, "cook": Agent(name="cook", system="Cook.")}
-    warmup = Warmup(ladder_of(provider), Config(Settings(), agents), idle())
+    warmup = Warmup(ladder_of(provider), Config(Settings(), agents), Idle())
     warmup.begin()
     await asyncio.wait_for(provider.tried.wait(), 5)
     running = warmup._task
@@ -109,43 +110,44 @@ async def test_real_requests_go_first() -> None:
     class Asked(Primed):
         async def prime(self, request: ChatRequest) -> None:
             await super().prime(request)
-            busy.clear()
+            idle.clear()
 
-    provider, busy = Asked(), asyncio.Event()
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), busy)
+    provider, idle = Asked(), busy()
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle)
     warmup.begin()
     for _ in range(5):
         await asyncio.sleep(0)
     assert provider.primed == []
-    busy.set()
+    idle.set()
     await asyncio.wait_for(provider.tried.wait(), 5)
     for _ in range(5):
         await asyncio.sleep(0)
     assert systems(provider) == ["Speak."], "between two agents somebody asked"
-    busy.set()
+    idle.set()
     assert warmup._task
     await asyncio.wait_for(warmup._task, 5)
     assert systems(provider) == ["Speak.", "Be brief."]
 
 
-async def test_a_talk_is_left_in_peace_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_talk_is_left_in_peace_and_a_minute_more(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    provider, busy = Primed(), asyncio.Event()
+    provider, idle = Primed(), busy()
 
     async def pause(seconds: float) -> None:
-        pauses.append(seconds)
+        pauses.append(round(seconds, 1))
+        idle._since -= 4  # so much later …
         if len(pauses) == 1:
-            busy.clear()  # the next question of a talk
-            asyncio.get_running_loop().call_soon(busy.set)
+            idle.clear()  # … somebody asks again, and is answered at once
+            idle.set()
 
     monkeypatch.setattr(asyncio, "sleep", pause)
     monkeypatch.setattr(warmup_module, "CALM_S", 7.0)
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), busy)
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle)
     warmup.begin()
-    asyncio.get_running_loop().call_soon(busy.set)
+    asyncio.get_running_loop().call_soon(idle.set)
     assert warmup._task
     await asyncio.wait_for(warmup._task, 5)
-    assert pauses == [7.0, 7.0]
+    assert pauses == [7.0, 7.0, 3.0]
     assert len(provider.primed) == 2
 
 
@@ -166,7 +168,7 @@ async def primed_after(warmup: Warmup, provider: Primed, *looks: ProviderState) 
 @pytest.mark.parametrize("known", [True, False])
 async def test_what_was_away_at_start_is_primed_when_it_comes(known: bool) -> None:
     provider = Primed(UNAVAILABLE)
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), Idle())
     told: list[int] = []
     warmup.on_primed = lambda: told.append(len(provider.primed))
     if known:
@@ -182,11 +184,13 @@ async def test_what_was_away_at_start_is_primed_when_it_comes(known: bool) -> No
 
 async def test_a_server_that_was_started_anew_reads_all_again_and_one_that_was_slow_nothing() -> None:
     provider = Primed()
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), Idle())
     warmup.begin()
     assert await primed_after(warmup, provider, WARM) == ["Speak.", "Be brief."]
     assert await primed_after(warmup, provider, GONE, WARM) == []
     assert await primed_after(warmup, provider, GONE, FRESH) == ["Speak.", "Be brief."]
+    warmup._config.settings = Settings(ollama_keep_alive="10m")
+    assert await primed_after(warmup, provider, GONE, FRESH) == [], "its time was simply over"
 
 
 async def test_a_model_that_is_brought_later_is_primed_then() -> None:
@@ -196,19 +200,50 @@ async def test_a_model_that_is_brought_later_is_primed_then() -> None:
             await super().prime(request)
 
     provider, lacks = Small(), True
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), Idle())
     rung = warmup._ladder.rungs[0]
     warmup.begin()
     assert await primed_after(warmup, provider) == ["Be brief."]
     rung.missing = {"small": "pull it"}
     assert await primed_after(warmup, provider, WARM) == []
     rung.missing, lacks = {}, False
+    assert await primed_after(warmup, provider, ProviderState(True)) == [], "such a look tells nothing of models"
     assert await primed_after(warmup, provider, WARM) == ["Speak."]
+
+
+async def test_an_agent_that_goes_away_is_not_primed() -> None:
+    provider = Primed()
+    config, idle = Config(Settings(), AGENTS), busy()
+    warmup = Warmup(ladder_of(provider), config, idle)
+    warmup.begin()
+    config.agents = {"general": AGENTS["general"]}
+    idle.set()
+    assert await primed_after(warmup, provider) == ["Be brief."]
+
+
+async def test_nothing_is_primed_beside_a_reload_of_the_model() -> None:
+    class Slow(Primed):
+        async def unload(self, model: str) -> None:
+            await super().unload(model)
+            warmup.looked(warmup._ladder.rungs[0], FRESH)
+            warmup.begin({"voice"})
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert provider.primed == []
+
+    provider = Slow()
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), Idle())
+    warmup.begin()
+    await warmup.reload(warmup._ladder.rungs[0], "small")
+    assert systems(provider) == ["Speak."]
+    assert warmup._task
+    await asyncio.wait_for(warmup._task, 5)
+    assert systems(provider) == ["Speak.", "Be brief."], "each once"
 
 
 async def test_what_the_server_fails_at_is_not_tried_again_and_again() -> None:
     provider = Primed(ProviderError("it is broken"))
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), Idle())
     warmup.begin()
     assert await primed_after(warmup, provider) == []
     provider.failure = None
@@ -217,7 +252,7 @@ async def test_what_the_server_fails_at_is_not_tried_again_and_again() -> None:
 
 async def test_nothing_is_primed_after_the_stop() -> None:
     provider = Primed(UNAVAILABLE)
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), Idle())
     warmup.begin()
     await settled(warmup, provider)
     provider.failure = None
@@ -237,7 +272,7 @@ async def test_a_failure_is_logged_and_stops_nothing(
 ) -> None:
     caplog.set_level("INFO")
     provider = Primed(failure)
-    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder_of(provider), Config(Settings(), AGENTS), Idle())
     warmup.begin()
     await settled(warmup, provider)
     assert [record.levelname for record in caplog.records] == levels
@@ -246,7 +281,7 @@ async def test_a_failure_is_logged_and_stops_nothing(
 async def test_a_reload_drops_the_model_and_primes_its_agents() -> None:
     provider = Primed()
     ladder = ladder_of(provider)
-    warmup = Warmup(ladder, Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder, Config(Settings(), AGENTS), Idle())
     await warmup.reload(ladder.rungs[0], "small")
     assert provider.unloaded == ["small"]
     assert [(request.model, request.messages[0].content) for request in provider.primed] == [("small", "Speak.")]
@@ -257,7 +292,7 @@ async def test_a_reload_drops_the_model_and_primes_its_agents() -> None:
 
 async def test_a_reload_that_fails_says_so() -> None:
     ladder = ladder_of(Primed(ModelNotFound("pull it")))
-    warmup = Warmup(ladder, Config(Settings(), AGENTS), idle())
+    warmup = Warmup(ladder, Config(Settings(), AGENTS), Idle())
     with pytest.raises(ModelNotFound):
         await warmup.reload(ladder.rungs[0], "small")
 
@@ -273,7 +308,7 @@ async def test_each_agent_is_primed_where_it_lives_with_the_window_of_that_serve
         "gone": Agent(name="gone", system="Off.", provider="away"),
         "coder": Agent(name="coder", system="Code.", provider="desk"),
     }
-    warmup = Warmup(ladder, Config(settings, agents), idle())
+    warmup = Warmup(ladder, Config(settings, agents), Idle())
     warmup.begin()
     async with asyncio.timeout(5):
         while not first.primed:  # noqa: ASYNC110 - it tells nobody when it is done
