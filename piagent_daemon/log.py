@@ -19,7 +19,7 @@ from piagent_daemon.setting_types import secrets_in_address
 STDERR = 2
 ADDRESSES = ("host", "url", "uri")
 """How the names of settings end that may hold user and password."""
-NOISY = ("httpx", "httpcore", "paho", "asyncio")
+NOISY = ("httpx", "paho", "asyncio")
 """Libraries that log each request or each slow step: silent below WARNING, except at debug."""
 PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 AT_ONCE = select.PIPE_BUF

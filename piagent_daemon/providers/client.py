@@ -261,5 +261,6 @@ def _certificates() -> ssl.SSLContext:
     """Trust the well-known authorities and those of this machine, where a home's own authority would be."""
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
+    context.set_alpn_protocols(["http/1.1"])
     tls.take_home_made(context)
     return context

@@ -1,40 +1,32 @@
 """The connections to one server, each of them for one question at a time.
 
-Questions share no pool: httpcore's locks are points at which asyncio may cancel, and a cancellation that comes while a
-connection opens or closes would keep its place in the pool for ever. Here one that did not come to a good end is thrown
-away with all that belongs to it.
+The protocol, HTTP/1.1, is h11's, which knows no network; requests, answers and errors are httpx's, as their transport.
+There is no pool and no lock: those are points at which asyncio may cancel, and here nothing is waited for when a
+question is given up. What did not come to a good end is thrown away.
 """
 
 import asyncio
 import logging
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
-import httpcore
+import h11
 import httpx
 
 from piagent_daemon.errors import ProviderError
 from piagent_daemon.providers import faults
-from piagent_daemon.providers.sockets import TcpBackend
+from piagent_daemon.providers.sockets import Socket, connect
 
 log = logging.getLogger("piagent.providers")
 
 KEEP_S: Final = 60.0
-_KEEP_ALIVE: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-if hasattr(socket, "TCP_USER_TIMEOUT"):
-    # A server whose power fails in a long model load says nothing any more: without these it would cost the whole
-    # first-token timeout to notice.
-    _KEEP_ALIVE += [
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-    ]
+HEAD_BYTES: Final = 102_400
+"""So long may the head of an answer be."""
+PORTS: Final = {"http": 80, "https": 443}
 
 
-class Connection(httpx.AsyncHTTPTransport):
+class Connection(httpx.AsyncBaseTransport):
     """One connection as a transport of httpx: made when it is needed, and anew when it has ended meanwhile.
 
     The end of a kept connection is not taken for the failure of a server, which may close it between two requests at
@@ -42,63 +34,146 @@ class Connection(httpx.AsyncHTTPTransport):
     """
 
     def __init__(self, tls: ssl.SSLContext | None, on_end: Callable[[], None] | None = None) -> None:
-        """Open nothing yet; the base class would make a TLS context of its own. `tls` is None for `http://`.
-
-        `on_end` is called when a kept connection had ended.
-        """
+        """Open nothing yet. `tls` is None for `http://`; `on_end` is called when a kept connection had ended."""
+        self._tls = tls
         self._on_end = on_end
+        self._socket: Socket | None = None
+        self._http = _protocol()
+        self._expires = 0.0
         self._closed = False
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls,
-            max_connections=1,
-            keepalive_expiry=KEEP_S,
-            socket_options=_KEEP_ALIVE,
-            network_backend=None if tls else TcpBackend(),
-        )
 
     @property
     def is_good(self) -> bool:
         """Tell whether it is there, the last answer was read to its end, and the server has not closed it."""
-        found = self._pool.connections
-        return bool(found) and all(one.is_idle() and not one.has_expired() for one in found)
+        if self._socket is None or not self._socket.is_quiet or self._http.our_state is not h11.IDLE:
+            return False
+        return asyncio.get_running_loop().time() < self._expires
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; once more at once when it went over a kept connection that ended without an answer."""
-        connected, opened = False, None
+        """Send a request; once more at once when it went over a kept connection that ended without an answer.
 
-        async def trace(event: str, info: Mapping[str, Any]) -> None:
-            nonlocal connected, opened
-            if event == "connection.connect_tcp.started":
-                connected = True
-            elif event == "connection.connect_tcp.complete":
-                opened = info["return_value"]
-            elif event == "connection.start_tls.failed" and opened:
-                await opened.aclose()  # httpcore does so for errors, and lets it lie after a cancellation
-
-        request.extensions = {**request.extensions, "trace": trace}
-        try:
-            return await self._ask(request)
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
-            protocol = isinstance(error, httpx.RemoteProtocolError)
-            if connected or self._closed or (protocol and "without sending a response" not in str(error)):
-                raise
-            log.debug("a kept connection had ended: %r", error)
-        if self._on_end:
-            self._on_end()
-        await self._pool.aclose()
+        Of the timeouts of a request only the one for connecting is known here.
+        """
+        if self.is_good:
+            try:
+                return await self._ask(request)
+            except (httpx.ReadError, _DisconnectedError) as error:
+                if self._closed:
+                    raise
+                log.debug("a kept connection had ended: %r", error)
+            if self._on_end:
+                self._on_end()
+        await self._open(request)
         return await self._ask(request)
 
-    async def _ask(self, request: httpx.Request) -> httpx.Response:
-        response = await super().handle_async_request(request)
-        if self._closed:  # while it connected: httpcore had nothing to close yet
-            await response.aclose()
+    async def _open(self, request: httpx.Request) -> None:
+        self._drop()
+        url, timeouts = request.url, request.extensions.get("timeout", {})
+        port = url.port or PORTS[url.scheme]
+        tls = self._tls if url.scheme == "https" else None
+        self._socket = await connect(url.raw_host.decode("ascii"), port, tls, timeouts.get("connect"))
+        self._http = _protocol()
+        if self._closed:  # while it connected
+            self._drop()
             raise httpx.ReadError("the connection was closed")
-        return response
 
-    async def aclose(self) -> None:
+    async def _ask(self, request: httpx.Request) -> httpx.Response:
+        try:
+            self._send(request)
+            head = await self._receive()
+            while isinstance(head, h11.InformationalResponse):
+                head = await self._receive()
+        except BaseException:
+            self._drop()
+            raise
+        assert isinstance(head, h11.Response)  # noqa: S101 - h11 lets nothing else come first
+        said = {"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason}
+        return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=_Body(self), extensions=said)
+
+    def _send(self, request: httpx.Request) -> None:
+        """Send head and body as one: apart, the second would wait for the first to be acknowledged."""
+        send, body = self._http.send, request.content
+        try:
+            data = send(h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw))
+            data += send(h11.Data(data=body)) if body else b""
+            data += send(h11.EndOfMessage())
+        except h11.LocalProtocolError as error:
+            raise httpx.LocalProtocolError(str(error)) from error
+        if self._socket:
+            self._socket.write(data)
+
+    async def _receive(self) -> Any:
+        """Return the next event of h11. Raises httpx.ReadError or httpx.RemoteProtocolError."""
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                data = await self._socket.read() if self._socket else b""
+                if not data and self._http.their_state is h11.SEND_RESPONSE:
+                    raise _DisconnectedError("Server disconnected without sending a response.")
+                self._http.receive_data(data)
+        except h11.RemoteProtocolError as error:
+            raise httpx.RemoteProtocolError(str(error)) from error
+        return event
+
+    async def read(self) -> bytes:
+        """Return the next piece of the body of the answer, b"" at its end."""
+        try:
+            event = await self._receive()
+        except BaseException:
+            self._drop()
+            raise
+        return bytes(event.data) if isinstance(event, h11.Data) else b""
+
+    def rest(self) -> None:
+        """Be ready for another question when this answer was read to its end; else close."""
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._expires = asyncio.get_running_loop().time() + KEEP_S
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._socket:
+            self._socket.abort()
+            self._socket = None
+
+    def close(self) -> None:
         """Close it for good."""
         self._closed = True
-        await super().aclose()
+        self._drop()
+
+    async def aclose(self) -> None:
+        """Close it as httpx wants it; there is nothing to wait for."""
+        self.close()
+
+
+class _DisconnectedError(httpx.RemoteProtocolError):
+    """The server closed the connection and had said nothing, or not even a whole head."""
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of an answer, piece by piece as it comes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._ended = self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._ended and (data := await self._connection.read()):
+            return data
+        self._ended = True
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = self._ended = True
+            self._connection.rest()
+
+
+def _protocol() -> h11.Connection:
+    return h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
 
 
 class Connections:
@@ -120,7 +195,7 @@ class Connections:
         connection = self._idle.pop() if self._idle else Connection(self._tls, self._drop_idle)
         self._used.add(connection)
         while self._idle and not self._idle[0].is_good:
-            self._drop(self._idle.pop(0))
+            self._idle.pop(0).close()
         return connection
 
     def leave(self, connection: Connection, last: Callable[[], Awaitable[None]] | None = None) -> asyncio.Future[None]:
@@ -128,7 +203,10 @@ class Connections:
 
         This goes on when the future that is returned is cancelled, or when nobody waits for it.
         """
-        return asyncio.shield(self._aside(self._leave(connection, last)))
+        task = asyncio.create_task(self._leave(connection, last), name="leave a connection")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        return asyncio.shield(task)
 
     async def _leave(self, connection: Connection, last: Callable[[], Awaitable[None]] | None) -> None:
         try:
@@ -137,30 +215,16 @@ class Connections:
         except faults.FOREIGN as error:
             log.debug("an answer did not end well: %r", error)
         finally:
+            self._used.discard(connection)
             if connection.is_good and not self._closed and len(self._idle) < self._keep:
                 self._idle.append(connection)
-                self._used.discard(connection)
             else:
-                await self._close(connection)
+                connection.close()
 
     def _drop_idle(self) -> None:
         """Close those that wait: when one of them has ended, the others are no newer."""
         while self._idle:
-            self._drop(self._idle.pop())
-
-    def _drop(self, connection: Connection) -> None:
-        self._used.add(connection)
-        self._aside(self._close(connection))
-
-    async def _close(self, connection: Connection) -> None:
-        await connection.aclose()
-        self._used.discard(connection)
-
-    def _aside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name="leave a connection")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-        return task
+            self._idle.pop().close()
 
     async def aclose(self) -> None:
         """Close all of them, also those in use."""
@@ -170,4 +234,4 @@ class Connections:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
         for connection in (*self._idle, *self._used):
-            await connection.aclose()
+            connection.close()

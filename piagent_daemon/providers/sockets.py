@@ -1,119 +1,96 @@
-"""Plain TCP for httpcore, straight on asyncio.
-
-Source: httpcore, "Network backends" (the documented place for this). Its own backend asks the kernel twice around every
-read to stop and start watching the socket, and sends the head and the body of a request apart; for an answer of many
-small pieces those system calls are most of the work, and the first of them delay every question.
-"""
+"""One socket to a server, straight on asyncio: what has come is read as it is there, what goes out goes at once."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Final
+import socket
+import ssl
+from typing import Final
 
-import httpcore
+import httpx
 
 MAX_HELD_BYTES: Final = 262_144
-SEND_BYTES: Final = 65_536
+KEEP_ALIVE: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+if hasattr(socket, "TCP_USER_TIMEOUT"):
+    # A server whose power fails in a long model load says nothing any more: without these it would cost the whole
+    # first-token timeout to notice.
+    KEEP_ALIVE += [
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+    ]
 
 
-class TcpBackend(httpcore.AsyncNetworkBackend):
-    """Connects by asyncio's own means."""
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - the signature is httpcore's
-        local_address: str | None = None,  # noqa: ARG002
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect within `timeout` seconds. Raises httpcore.ConnectTimeout or ConnectError."""
-        loop = asyncio.get_running_loop()
-        # A race of addresses that is cancelled at its end loses the winner's socket, and one address needs no race.
-        stagger_s = None if host.replace(".", "").isdecimal() or ":" in host else 0.25
-        try:
-            async with asyncio.timeout(timeout):
-                transport, stream = await loop.create_connection(TcpStream, host, port, happy_eyeballs_delay=stagger_s)
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout(str(error)) from error
-        except OSError as error:
-            raise httpcore.ConnectError(str(error)) from error
-        try:
-            for option in socket_options or ():
-                transport.get_extra_info("socket").setsockopt(*option)
-        except OSError as error:
-            transport.abort()
-            raise httpcore.ConnectError(str(error)) from error
-        return stream
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleep."""
-        await asyncio.sleep(seconds)
+async def connect(host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float | None) -> "Socket":
+    """Connect, and shake hands where there is `tls`. Raises httpx.ConnectTimeout or httpx.ConnectError."""
+    loop = asyncio.get_running_loop()
+    # A race of addresses that is cancelled at its end loses the winner's socket, and one address needs no race.
+    stagger_s = None if host.replace(".", "").isdecimal() or ":" in host else 0.25
+    try:
+        async with asyncio.timeout(timeout_s):
+            transport, connected = await loop.create_connection(
+                Socket, host, port, ssl=tls, happy_eyeballs_delay=stagger_s
+            )
+    except TimeoutError as error:
+        raise httpx.ConnectTimeout(str(error)) from error
+    except OSError as error:
+        raise httpx.ConnectError(str(error)) from error
+    try:
+        for option in KEEP_ALIVE:
+            transport.get_extra_info("socket").setsockopt(*option)
+    except OSError as error:
+        transport.abort()
+        raise httpx.ConnectError(str(error)) from error
+    return connected
 
 
-class TcpStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """One connection. What is written is held until the request is complete, and then sent as one."""
+class Socket(asyncio.Protocol):
+    """One connection: for one reader at a time. Nothing of it needs to be waited for when it is given up."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
-        self._held = bytearray()
         self._ended = False
         self._error: Exception | None = None
         self._paused = False
         self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
 
-    # httpcore's side
+    @property
+    def is_quiet(self) -> bool:
+        """Tell whether it is open, has nothing to read, and everything that was written has left."""
+        transport = self._transport
+        return not (self._ended or self._received or transport is None or transport.get_write_buffer_size())
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        """Return what has come, b"" at the end. Raises httpcore.ReadError or ReadTimeout."""
-        self._flush()
+    async def read(self) -> bytes:
+        """Return what has come, b"" at the end. Raises httpx.ReadError."""
         if not self._received and not self._ended:
             self._reader = asyncio.get_running_loop().create_future()
             try:
-                if timeout is None:
-                    await self._reader
-                else:
-                    async with asyncio.timeout(timeout):
-                        await self._reader
-            except TimeoutError as error:
-                raise httpcore.ReadTimeout(str(error)) from error
+                await self._reader
             finally:
                 self._reader = None
         if not self._received and self._error:
-            raise httpcore.ReadError(str(self._error)) from self._error
-        return self._take(max_bytes)
+            raise httpx.ReadError(str(self._error)) from self._error
+        data = bytes(self._received)
+        self._received.clear()
+        if self._paused and self._transport:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Hold `buffer`; an empty one marks the end of a request. Raises httpcore.WriteError or WriteTimeout."""
-        if self._error or self._transport is None:
-            raise httpcore.WriteError(str(self._error or "not connected"))
-        self._held += buffer
-        if buffer and len(self._held) < SEND_BYTES:
-            return
-        self._flush()
-        if self._writer:
-            try:
-                async with asyncio.timeout(timeout):
-                    await asyncio.shield(self._writer)
-            except TimeoutError as error:
-                raise httpcore.WriteTimeout(str(error)) from error
+    def write(self, data: bytes) -> None:
+        """Send `data`, in the background what does not go at once; that nobody takes it is told when reading."""
+        if self._transport and not self._ended:
+            self._transport.write(data)
 
-    async def aclose(self) -> None:
+    def abort(self) -> None:
         """Close at once; what was not sent is not sent any more."""
         if self._transport:
             self._transport.abort()
 
-    def get_extra_info(self, info: str) -> Any:
-        """Tell whether a connection that waits has something to read, which means that it was closed."""
-        if info == "is_readable":
-            return bool(self._received) or self._ended
-        return self._transport.get_extra_info(info) if self._transport else None
-
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - TCP has no other
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - TCP and TLS have no other
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -131,34 +108,6 @@ class TcpStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended, self._error = True, exc
         self._wake()
-        self.resume_writing()
-
-    def pause_writing(self) -> None:
-        self._writer = self._writer or asyncio.get_running_loop().create_future()
-
-    def resume_writing(self) -> None:
-        if self._writer and not self._writer.done():
-            self._writer.set_result(None)
-        self._writer = None
-
-    # both
-
-    def _take(self, max_bytes: int) -> bytes:
-        if len(self._received) <= max_bytes:
-            data = bytes(self._received)
-            self._received.clear()
-        else:
-            data = bytes(self._received[:max_bytes])
-            del self._received[:max_bytes]
-        if self._paused and self._transport and len(self._received) < MAX_HELD_BYTES // 2:
-            self._paused = False
-            self._transport.resume_reading()
-        return data
-
-    def _flush(self) -> None:
-        if self._held and self._transport:
-            self._transport.write(bytes(self._held))
-            self._held.clear()
 
     def _wake(self) -> None:
         if self._reader and not self._reader.done():

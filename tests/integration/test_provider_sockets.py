@@ -1,4 +1,4 @@
-"""Kept connections and the plain TCP backend under httpx, against real sockets."""
+"""Kept connections and the sockets under httpx, against real servers."""
 
 import asyncio
 import gc
@@ -9,16 +9,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import httpx
 import pytest
 
+from piagent_daemon.providers import connections as connections_module
+from piagent_daemon.providers import sockets
 from piagent_daemon.providers.address import parse_address
 from piagent_daemon.providers.client import Http
 from piagent_daemon.providers.config import ProviderConfig
 from piagent_daemon.providers.connections import Connection, Connections
 from piagent_daemon.providers.faults import excerpt
-from piagent_daemon.providers.sockets import SEND_BYTES, TcpBackend
+from piagent_daemon.providers.sockets import MAX_HELD_BYTES, Socket, connect
 from tests.fakes.certificates import client_context, make_certificates, server_context
 
 INTERFACES = Path("/proc/net/if_inet6")
@@ -73,7 +74,7 @@ async def test_a_body_larger_than_any_buffer_arrives_whole_and_comes_back() -> N
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body)
         await writer.drain()
 
-    body = bytes(range(256)) * (SEND_BYTES // 64)
+    body = bytes(range(256)) * (MAX_HELD_BYTES // 64)
     async with server(handler) as port, client() as http:
         response = await http.post(f"http://127.0.0.1:{port}/", content=body)
     assert response.content == body
@@ -109,7 +110,9 @@ async def test_what_goes_wrong_is_told_in_httpx_words() -> None:
                 await http.get(f"http://127.0.0.1:{port}/")
 
 
-async def test_an_option_that_the_machine_refuses_fails_the_connection_and_leaves_none() -> None:
+async def test_an_option_that_the_machine_refuses_fails_the_connection_and_leaves_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ended = asyncio.Event()
 
     async def handler(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -119,8 +122,9 @@ async def test_an_option_that_the_machine_refuses_fails_the_connection_and_leave
             ended.set()
 
     async with server(handler) as port, asyncio.timeout(5):
-        with pytest.raises(httpcore.ConnectError):
-            await TcpBackend().connect_tcp("127.0.0.1", port, socket_options=[(socket.SOL_SOCKET, 9999, 1)])
+        monkeypatch.setattr(sockets, "KEEP_ALIVE", [(socket.SOL_SOCKET, 9999, 1)])
+        with pytest.raises(httpx.ConnectError):
+            await connect("127.0.0.1", port, None, 5)
         await ended.wait()
 
 
@@ -145,16 +149,34 @@ async def test_a_password_is_masked_and_the_name_before_it_is_not() -> None:
     await http.aclose()
 
 
-async def test_waiting_is_bounded() -> None:
+async def test_waiting_for_a_handshake_is_bounded() -> None:
+    ended = asyncio.Event()
+
     async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
+        ended.set()
 
-    async with server(silent) as port:
-        stream = await TcpBackend().connect_tcp("127.0.0.1", port, timeout=5)
-        with pytest.raises(httpcore.ReadTimeout):
-            await stream.read(10, timeout=0.01)
-        assert not stream.get_extra_info("is_readable")
-        await stream.aclose()
+    async with server(silent) as port, asyncio.timeout(5):
+        with pytest.raises(httpx.ConnectTimeout):
+            await connect("127.0.0.1", port, ssl.create_default_context(), 0.01)
+        await ended.wait()
+
+
+async def test_a_connection_is_quiet_until_the_server_says_something_or_leaves() -> None:
+    go = asyncio.Event()
+
+    async def handler(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        writer.write(b"unasked")
+
+    async with server(handler) as port, asyncio.timeout(5):
+        open_one = await connect("127.0.0.1", port, None, 5)
+        assert open_one.is_quiet
+        reading = asyncio.ensure_future(open_one.read())
+        go.set()
+        assert await reading == b"unasked"
+        assert await open_one.read() == b""
+        assert not open_one.is_quiet
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -249,20 +271,18 @@ async def test_who_waits_for_an_answer_while_all_is_closed_asks_no_second_time()
 
 
 async def test_a_connection_that_opens_while_all_is_closed_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, connect, ended = asyncio.Event(), TcpBackend.connect_tcp, asyncio.Event()
+    gate, ended = asyncio.Event(), asyncio.Event()
 
-    async def slowly(*args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        stream = await connect(*args, **kwargs)
+    async def slowly(*args: Any) -> Socket:
+        opened = await connect(*args)
         await gate.wait()
-        return stream
+        return opened
 
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"body")
-        writer.write(OK)
-        await reader.read()
-        ended.set()
+    async def handler(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        if await reader.read() == b"":  # not even the question
+            ended.set()
 
-    monkeypatch.setattr(TcpBackend, "connect_tcp", slowly)
+    monkeypatch.setattr(connections_module, "connect", slowly)
     async with server(handler) as port:
         connections = Connections(None, keep=2)
         asking = asyncio.ensure_future(ask(connections, port))
