@@ -69,9 +69,10 @@ class Connection(httpx.AsyncBaseTransport):
     async def _open(self, request: httpx.Request) -> None:
         self._drop()
         url, timeouts = request.url, request.extensions.get("timeout", {})
+        if url.scheme != ("https" if self._tls else "http"):
+            raise httpx.UnsupportedProtocol(f"no {url.scheme}:// over this connection")
         port = url.port or PORTS[url.scheme]
-        tls = self._tls if url.scheme == "https" else None
-        self._socket = await connect(url.raw_host.decode("ascii"), port, tls, timeouts.get("connect"))
+        self._socket = await connect(url.raw_host.decode("ascii"), port, self._tls, timeouts.get("connect"))
         self._http = _protocol()
         if self._closed:  # while it connected
             self._drop()

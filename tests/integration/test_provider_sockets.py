@@ -320,6 +320,46 @@ async def test_a_handshake_that_is_cancelled_leaves_no_socket_to_the_collector()
         await connections.aclose()
 
 
+async def answered(answer: bytes, **asked: Any) -> httpx.Response:
+    """Return what becomes of a request that is answered with `answer` before its body is looked at."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        await reader.read()
+
+    async with server(handler) as port, client() as http, asyncio.timeout(5):
+        return await http.post(f"http://127.0.0.1:{port}/", **asked)
+
+
+async def test_what_comes_before_the_answer_is_passed_over() -> None:
+    early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    assert (await answered(early + OK)).text == "ok"
+
+
+async def test_an_answer_is_read_though_the_server_does_not_take_the_question() -> None:
+    refused = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno"
+    response = await answered(refused, content=bytes(32 * 1_048_576))
+    assert (response.status_code, response.text) == (413, "no")
+
+
+async def test_a_head_without_end_is_refused() -> None:
+    with pytest.raises(httpx.RemoteProtocolError, match="too long"):
+        await answered(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 30_000)
+
+
+async def test_a_header_that_is_none_leaves_the_machine_never() -> None:
+    with pytest.raises(httpx.LocalProtocolError):
+        await answered(OK, headers={"Authorization": "Bearer a\nb"})
+
+
+@pytest.mark.parametrize(("scheme", "tls"), [("https", None), ("http", ssl.create_default_context())])
+async def test_nothing_is_said_in_the_clear_that_should_be_hidden(scheme: str, tls: ssl.SSLContext | None) -> None:
+    with pytest.raises(httpx.UnsupportedProtocol):
+        await Connection(tls).handle_async_request(httpx.Request("GET", f"{scheme}://127.0.0.1:1/"))
+
+
 async def test_it_is_not_sent_a_third_time_nor_over_a_connection_that_was_new() -> None:
     handler = Forgetful()
     async with server(handler) as port, client() as http:
