@@ -74,6 +74,20 @@ def test_the_echo_needs_no_http() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+def test_asking_a_model_server_needs_no_second_event_loop_nor_a_pool() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from piagent_daemon.errors import ProviderError\n"
+        "from piagent_daemon.providers import ProviderConfig, make\n"
+        "async def ask():\n"
+        "    try: await make(ProviderConfig('ollama', 'ollama', url='http://127.0.0.1:1')).models()\n"
+        "    except ProviderError: print(*{'anyio', 'h11', 'httpcore', 'httpx', 'trio'} & sys.modules.keys())\n"
+        "asyncio.run(ask())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert sorted(done.stdout.split()) == ["h11", "httpx"]
+
+
 def test_the_packaged_agents_need_no_template_engine() -> None:
     code = (
         "import sys; from piagent_daemon.agents import load_agents; load_agents(None); print('jinja2' in sys.modules)"

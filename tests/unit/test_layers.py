@@ -81,6 +81,7 @@ LAYERS = (
 )
 ENGINE, ADAPTERS = LAYERS[2], LAYERS[3]
 HOMES = {
+    "h11": {"providers"},
     "httpx": {"providers"},
     "httpx_sse": {"providers"},
     "paho": {"doors"},
