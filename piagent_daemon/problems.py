@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
@@ -55,17 +56,13 @@ def explain(error: ValidationError, nested: Collection[str] | None = ()) -> Iter
     Keys in `nested` hold models of their own: what is found in them has a key with a dot. With None, any key may, and
     they may lie deeper.
     """
-    messages: dict[str, dict[str, None]] = {}
-    found: dict[str, tuple[Any, str]] = {}
-    for problem in error.errors(include_url=False, include_context=False):
-        if problem["type"] == "default_factory_not_called":
-            continue
-        key = _key(problem["loc"], nested, exact=problem["type"] == "extra_forbidden")
-        messages.setdefault(key, {})[_JARGON.sub("", problem["msg"])] = None
-        found[key] = (problem["input"], problem["type"])
-    for key, said in messages.items():
-        first, *others = said
-        yield Finding(key, " or ".join([first, *(one.removeprefix("should be ") for one in others)]), *found[key])
+    problems = error.errors(include_url=False, include_context=False)
+    found = (problem for problem in problems if problem["type"] != "default_factory_not_called")
+    for key, at_key in groupby(found, lambda one: _key(one["loc"], nested, exact=one["type"] == "extra_forbidden")):
+        same = list(at_key)
+        first, *others = dict.fromkeys(_JARGON.sub("", problem["msg"]) for problem in same)
+        message = " or ".join([first, *(one.removeprefix("should be ") for one in others)])
+        yield Finding(key, message, same[-1]["input"], same[-1]["type"])
 
 
 def _key(loc: tuple[int | str, ...], nested: Collection[str] | None, *, exact: bool) -> str:
