@@ -47,7 +47,7 @@ class InvalidRequest(PiagentError):
 
 
 class OutOfBounds(InvalidRequest):
-    """Larger than the settings allow, or to be answered where nobody may make us write: the log warns of it."""
+    """Larger than is taken, or to be answered where nobody may make us write: the log warns of it."""
 
 
 class UnknownAgent(PiagentError):

@@ -8,13 +8,13 @@ import binascii
 import json
 from codecs import BOM_UTF8
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from piagent_daemon import images
-from piagent_daemon.contract import ErrorEvent, Request
+from piagent_daemon.contract import CancelRequest, ErrorEvent, Request
 from piagent_daemon.contract import Final as FinalEvent
 from piagent_daemon.errors import InvalidRequest, OutOfBounds, PiagentError
 from piagent_daemon.ports import Clock
@@ -24,6 +24,13 @@ from piagent_daemon.topics import is_conversation_id
 
 _EVENT_TYPES: Final = frozenset({"accepted", "status", "chunk", "sentence", "final", "error"})
 _EVENT_KEYS: Final = frozenset({"type", "conversation_id", "request_id", "seq"})
+
+MAX_VALUES: Final = 50_000
+"""Values, and likewise strings, that JSON is read with. Two bytes can make a value, which takes a hundred times the
+room and the time of a byte in a string: a bound on bytes alone would let one payload hold up everybody for minutes."""
+MAX_CANCEL_BYTES: Final = 10_000
+MAX_LOOKED_INTO_BYTES: Final = 16_777_216
+"""What a larger payload tells of itself must stand at its beginning: brokers bring up to 256 MB under MQTT 3.1.1."""
 
 
 def parse_request(payload: bytes, settings: Settings) -> Request:
@@ -37,8 +44,37 @@ def parse_request(payload: bytes, settings: Settings) -> Request:
         text = payload.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidRequest("The payload is not UTF-8 text.") from None
-    request = _parse_object(text) if text.lstrip().startswith("{") else Request(message=_plain(text))
-    return check(request, settings)
+    if not text.lstrip().startswith("{"):
+        return check(Request(message=_plain(text)), settings)
+    check_values(payload)
+    return check(_parse_object(text), settings)
+
+
+def parse_cancel(payload: bytes) -> CancelRequest:
+    """Read what is to be cancelled. Raises InvalidRequest."""
+    if len(payload) > MAX_CANCEL_BYTES:
+        raise OutOfBounds(f"The payload has {len(payload)} bytes; at most {MAX_CANCEL_BYTES} are taken.")
+    try:
+        return CancelRequest.model_validate_json(payload) if payload.strip() else CancelRequest()
+    except ValidationError:
+        raise InvalidRequest('The payload is neither empty nor {"id": "…"}.') from None
+
+
+def check_values(payload: bytes) -> None:
+    """Raise OutOfBounds for JSON with more values than are read."""
+    if _is_crowded(payload):
+        raise OutOfBounds(f"The payload is JSON with more values than the {MAX_VALUES} that are taken.")
+
+
+def _is_crowded(payload: bytes) -> bool:
+    """Tell without parsing whether JSON has more values than are read; what stands within a string is none."""
+    if len(payload) <= MAX_VALUES:
+        return False
+    unescaped = payload.replace(rb"\\", b"").replace(rb"\"", b"")
+    if unescaped.count(b'"') > 2 * MAX_VALUES:
+        return True
+    outside_strings = b"".join(unescaped.split(b'"')[::2])
+    return sum(map(outside_strings.count, (b",", b"[", b"{"))) > MAX_VALUES
 
 
 def _parse_object(text: str) -> Request:
@@ -126,39 +162,77 @@ def check_image(image: str, name: str, limit: int) -> None:
 def object_in(payload: bytes) -> dict[str, Any]:
     """Return the object in a payload, if it is one that can be written again: no half characters, no endless depth."""
     try:
-        value = from_json(payload.removeprefix(BOM_UTF8), allow_inf_nan=False)
+        return _object(_parse(payload))
     except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
-def request_id_in(payload: bytes) -> str | None:
-    """Return the id that a request names even though it is refused, so that its sender knows which one it was."""
-    found = _names_in(payload).get("id")
-    return found if isinstance(found, str) and 0 < len(found) <= 128 and is_sendable(found) else None
+def fields_in(payload: bytes) -> dict[str, Any]:
+    """Return the fields of the object in a payload; of one that is too much to be read, those at its beginning."""
+    return _beginning(payload) if _is_too_much(payload) else object_in(payload)
 
 
-def conversation_id_in(payload: bytes) -> str | None:
-    """Return the conversation of a request that is refused, if its answer can go there."""
-    found = _names_in(payload).get("conversation_id")
-    return found if isinstance(found, str) and is_conversation_id(found) else None
+def _is_too_much(payload: bytes) -> bool:
+    return len(payload) > MAX_LOOKED_INTO_BYTES or _is_crowded(payload)
 
 
-def _names_in(payload: bytes) -> dict[str, Any]:
-    """Return the object in a payload, also one that has half an emoji somewhere, as JavaScript makes them."""
-    if found := object_in(payload):
-        return found
+def _beginning(payload: bytes) -> dict[str, Any]:
+    start = payload[:MAX_VALUES].removeprefix(BOM_UTF8)  # so many bytes have fewer values
     try:
-        value = json.loads(payload.removeprefix(BOM_UTF8))
-    except (ValueError, RecursionError):
+        fields = _object(from_json(start, allow_inf_nan=False, allow_partial="trailing-strings"))
+    except ValueError:
         return {}
+    if fields:
+        fields.popitem()  # it may be cut off
+    return fields
+
+
+def _parse(payload: bytes) -> Any:
+    return from_json(payload.removeprefix(BOM_UTF8), allow_inf_nan=False)
+
+
+def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def metadata_in(payload: bytes) -> dict[str, Any]:
-    """Return the metadata of a request that is refused."""
-    found = object_in(payload).get("metadata")
-    return found if isinstance(found, dict) else {}
+class Names(NamedTuple):
+    """What a refused request still tells of itself."""
+
+    conversation_id: str | None
+    request_id: str | None
+    metadata: dict[str, Any]
+
+
+def names_in(payload: bytes) -> Names:
+    """Return by what the sender of a refused request knows which one it was, and where its answer can go."""
+    if _is_too_much(payload):
+        return _names(_beginning(payload))
+    try:
+        return _names(_parse(payload))
+    except ValueError:
+        return _names(_parse_with_halves(payload))._replace(metadata={})
+
+
+def _names(value: Any) -> Names:
+    found = _object(value)
+    name, request_id = found.get("conversation_id"), found.get("id")
+    return Names(
+        name if isinstance(name, str) and is_conversation_id(name) else None,
+        request_id if isinstance(request_id, str) and _is_request_id(request_id) else None,
+        _object(found.get("metadata")),
+    )
+
+
+def _is_request_id(text: str) -> bool:
+    return 0 < len(text) <= 128 and is_sendable(text)
+
+
+def _parse_with_halves(payload: bytes) -> Any:
+    """Return what a payload is that has half an emoji somewhere, as JavaScript makes them; None when it is no JSON."""
+    try:
+        return json.loads(payload.removeprefix(BOM_UTF8).decode(errors="surrogatepass"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_terminal(payload: bytes) -> FinalEvent | ErrorEvent:
@@ -170,9 +244,9 @@ def is_own_event(payload: bytes) -> bool:
     """Tell whether a payload is one of our own events, copied back by a flow."""
     if b'"request_id"' not in payload or b'"seq"' not in payload:
         return False
-    value = object_in(payload)
-    kind = value.get("type")
-    return value.keys() >= _EVENT_KEYS and isinstance(kind, str) and kind in _EVENT_TYPES
+    fields = fields_in(payload)
+    kind = fields.get("type")
+    return fields.keys() >= _EVENT_KEYS and isinstance(kind, str) and kind in _EVENT_TYPES
 
 
 def refusal(

@@ -10,10 +10,9 @@ from typing import Final
 from uuid import uuid4
 
 import paho.mqtt.client as paho
-from pydantic import ValidationError
 
 from piagent_daemon import wire
-from piagent_daemon.contract import CancelRequest, Request
+from piagent_daemon.contract import Request
 from piagent_daemon.doors.mqtt_admin import TWICE, Clerk
 from piagent_daemon.doors.mqtt_guest import Guest
 from piagent_daemon.doors.mqtt_letter import Letter, check_response_topic, delivery_of, open_letter
@@ -196,8 +195,8 @@ class Inbox:
     def _cancel(self, letter: Letter) -> bool:
         """Cancel what the engine has; tell whether the letter could be read."""
         try:
-            wanted = CancelRequest.model_validate_json(letter.payload) if letter.payload.strip() else CancelRequest()
-        except ValidationError:
+            wanted = wire.parse_cancel(letter.payload)
+        except InvalidRequest:
             self._intake.refused("cancel")
             if self._seldom("cancel", letter.received):
                 log.warning('a message on %.64r is neither empty nor {"id": "…"}: ignored', letter.topic)
@@ -286,13 +285,14 @@ class Inbox:
         if level == logging.INFO or self._seldom("out of bounds", letter.received):
             size = len(letter.payload)
             log.log(level, "a request of %d bytes on %.64r is refused: %s", size, letter.topic, error.code)
+        names = wire.names_in(letter.payload)
         reply.send(
             wire.refusal(
                 error,
-                conversation_id=conversation_id or wire.conversation_id_in(letter.payload) or str(uuid4()),
-                request_id=wire.request_id_in(letter.payload) or str(uuid4()),
+                conversation_id=conversation_id or names.conversation_id or str(uuid4()),
+                request_id=names.request_id or str(uuid4()),
                 clock=self._clock,
-                metadata=wire.metadata_in(letter.payload),
+                metadata=names.metadata,
             )
         )
 

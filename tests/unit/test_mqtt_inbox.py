@@ -3,6 +3,7 @@
 import asyncio
 import json
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import paho.mqtt.client as paho
@@ -11,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from pydantic_core import from_json
 
+from piagent_daemon import wire
 from piagent_daemon.contract import AdminResponse, Sentence, Status
 from piagent_daemon.doors import mqtt_inbox
 from piagent_daemon.doors.mqtt import MqttDoor
@@ -245,6 +248,13 @@ async def test_a_response_that_the_broker_does_not_take_is_replaced(code: int) -
     assert bench.connection.acked == [7]
 
 
+async def test_a_crowded_admin_request_that_meets_a_defect_gets_its_transaction_back() -> None:
+    bench = Bench()
+    bench.engine.defect = RuntimeError("a defect")
+    await bench.take("piagent/request/llm/embed", b'{"transaction": 3, "input": [%s1]}' % (b"1," * 60_000))
+    assert bench.responses[-1]["transaction"] == 3
+
+
 async def test_a_response_that_the_broker_refuses_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     bench.codes = [0, 0x87]
@@ -332,6 +342,32 @@ async def test_a_refusal_names_the_request() -> None:
     await bench.take("piagent/k/in", b'{"message": "hi", "id": "q7", "colour": 1, "metadata": {"room": "attic"}}')
     (event,) = bench.terminals
     assert (event["request_id"], event["metadata"]) == ("q7", {"room": "attic"})
+
+
+async def test_a_refusal_reads_a_payload_once_for_all_that_it_echoes(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Mock(wraps=from_json)
+    monkeypatch.setattr(wire, "from_json", read)
+    bench = Bench()
+    await bench.take("piagent/in", b'{"message": 5, "id": "q7", "conversation_id": "hall", "metadata": {"room": 1}}')
+    (event,) = bench.terminals
+    assert [event[name] for name in ("request_id", "conversation_id", "metadata")] == ["q7", "hall", {"room": 1}]
+    assert read.call_count == 1
+
+
+async def test_a_payload_of_too_many_values_is_refused_by_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    await bench.take("piagent/k/in", b'{"message": "hi", "id": "q7", "context": {"a": [%s1]}}' % (b"1," * 60_000))
+    (event,) = bench.terminals
+    assert (event["request_id"], event["code"]) == ("q7", "invalid_request")
+    assert "50000" in event["message"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_a_cancel_of_endless_size_is_ignored() -> None:
+    bench = Bench()
+    await bench.take("piagent/k/cancel", b'{"id": "q7", "id": "q7"%s}' % (b" " * 20_000), qos=0)
+    assert not bench.engine.cancelled
+    assert bench.engine.refusals == {"cancel": 1}
 
 
 @pytest.mark.parametrize("topic", ["piagent/k/in", "piagent/k/cancel", "piagent/k/reset", "piagent/request/health"])
