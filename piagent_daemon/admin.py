@@ -23,6 +23,7 @@ from piagent_daemon.turn import Config
 from piagent_daemon.values import Delivery, Ticket
 from piagent_daemon.warmup import Warmup
 from piagent_daemon.watch import ProviderWatch
+from piagent_daemon.wire import check_values
 
 log = logging.getLogger("piagent.admin")
 
@@ -156,6 +157,7 @@ def load(name: str) -> Any:
 def _params(payload: bytes) -> dict[str, Any]:
     if not payload.strip():
         return {}
+    check_values(payload)
     try:
         params = from_json(payload, allow_inf_nan=False)
     except ValueError:

@@ -7,8 +7,6 @@ from contextlib import aclosing
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from pydantic_core import from_json
-
 from piagent_daemon.contract import AdminError, AdminResponse
 from piagent_daemon.doors.mqtt_letter import Letter, check_response_topic, delivery_of
 from piagent_daemon.doors.mqtt_outbox import POISONED
@@ -18,6 +16,7 @@ from piagent_daemon.doors.mqtt_trouble import PACKET_TOO_LARGE, UNSPECIFIED
 from piagent_daemon.doors.seldom import Seldom
 from piagent_daemon.errors import Busy, InternalError, OutOfBounds, PiagentError, ShuttingDown
 from piagent_daemon.ports import Admin
+from piagent_daemon.wire import fields_in
 
 log = logging.getLogger("piagent.mqtt")
 
@@ -195,8 +194,4 @@ def _failure(error: PiagentError, payload: bytes) -> AdminResponse:
 
 def _transaction(payload: bytes) -> Any:
     """Return what the asker wants echoed, however broken the rest is."""
-    try:
-        value = from_json(payload, allow_inf_nan=False)
-    except ValueError:
-        return None
-    return value.get("transaction") if isinstance(value, dict) else None
+    return fields_in(payload).get("transaction")

@@ -113,6 +113,7 @@ async def test_cancel_finds_its_request(world: World) -> None:
         ("health", b"{nonsense", "not valid JSON"),
         ("health", b"[1]", "not a JSON object"),
         ("health", b"\xff", "not valid JSON"),
+        ("llm/embed", b'{"input": [%s1]}' % (b"1," * 60_000), "more values than the 50000"),
         ("health", b'{"transaction": "\\uD800"}', "not valid JSON"),
         ("health", b'{"transaction": {"\\udfff": 1}}', "not valid JSON"),
     ],
