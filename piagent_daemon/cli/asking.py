@@ -37,7 +37,8 @@ class Line:
         # The response topic is `…/out` itself: it is what an ACL lets a client read.
         answers_there = client.protocol == "5" and self._out.startswith(settings.response_topic_prefixes)
         self._reply_to = self._out if answers_there else None
-        client.subscribe((self._out, 1), (self._topics.health, 1), (self._topics.info, 1))
+        # Brokers send what is retained in this order: when health is there, so are the agents.
+        client.subscribe((self._out, 1), (self._topics.info, 1), (self._topics.health, 1))
 
     @property
     def connected(self) -> bool:

@@ -3,6 +3,11 @@
 import asyncio
 from typing import Any
 
+import pytest
+
+from piagent_daemon.cli.asking import Line
+from piagent_daemon.doors.mqtt_client import MqttClient
+from piagent_daemon.settings import Settings
 from tests.conftest import BrokerFactory
 from tests.fakes.cli import Cli
 from tests.fakes.observer import Observer
@@ -48,6 +53,22 @@ async def test_agents_are_listed_and_unknown_ones_refused(responder: Responder, 
         await cli.shows("/agent NAME")
         cli.type("/quit\n")
         assert await cli.end() == 0
+
+
+@pytest.mark.parametrize("protocol", ["5", "311"])
+async def test_when_the_daemon_is_seen_its_agents_are_known(
+    responder: Responder, place: dict[str, Any], protocol: str
+) -> None:
+    assert responder
+
+    def look() -> dict[str, str]:
+        settings = Settings(mqtt_protocol=protocol, **place)
+        with MqttClient(settings, "test") as client:
+            line = Line(client, settings, "kitchen")
+            line.require_daemon()
+            return line.agents
+
+    assert await asyncio.to_thread(look) == {"general": "answers", "voice": "speaks"}
 
 
 async def test_ctrl_c_cancels_an_answer_and_leaves_at_the_prompt(
