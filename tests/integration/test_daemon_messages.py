@@ -289,12 +289,23 @@ async def test_chunks_are_the_text_as_the_model_made_it(
     check_answer(events)
     assert 5 < len(texts(events)) < 30
     times = [message.time for message in observer.on(observer.out("slow")) if message.field("type") == "chunk"]
-    assert texts(events)[0] == tokens[0], "the first chunk goes at once"
     assert len([one for one, after in itertools.pairwise(times) if after - one < 0.015]) <= 3
     for mode, text in (("split", ODD_TEXT), ("nel", LINE_BREAKS), ("leading_space", None), ("extra_fields", None)):
         model_server.next(mode)
         final = await ask(observer, mode, "Hello")
         assert final["reply"] == (text or f"{' ' * (mode == 'leading_space')}You said: Hello")
+
+
+async def test_the_first_chunk_goes_at_once(
+    daemon: DaemonFactory, model_server: FakeOllama, observer: Observer
+) -> None:
+    """Whatever the interval is, and while the model has not yet made more."""
+    await daemon(ollama_host=model_server.url, chunk_interval_ms=10_000)
+    tokens = tokenise(LONG)
+    model_server.next("hang", tokens=tokens, after=1)
+    await observer.publish(f"{observer.base}/kitchen/in", "Speak")
+    chunk = await observer.wait(lambda message: message.field("type") == "chunk")
+    assert chunk.field("text") == tokens[0]
 
 
 async def test_without_an_interval_there_is_one_chunk_a_token(
