@@ -240,6 +240,19 @@ class Observer:
         if not condition():
             await self.wait(lambda _: condition(), timeout_s)
 
+    async def catch_up(self) -> None:
+        """Return when all is seen that the broker took before: a message of our own comes behind it."""
+        loop, topic, came = asyncio.get_running_loop(), f"observer/{uuid.uuid4().hex}", asyncio.Event()
+
+        def heard(*_: Any) -> None:
+            loop.call_soon_threadsafe(came.set)
+
+        self._client.message_callback_add(topic, heard)
+        await self.subscribe(topic)
+        await self.publish(topic)
+        async with asyncio.timeout(10):
+            await came.wait()
+
     async def terminal(self, request_id: str, timeout_s: float = 10.0) -> dict[str, Any]:
         """Return the terminal event of a request."""
         end = await self.wait(

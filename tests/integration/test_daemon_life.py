@@ -216,6 +216,7 @@ async def test_it_runs_without_systemd(daemon: DaemonFactory, model_server: Fake
     assert (await ask(observer, "k", "Hello"))["type"] == "final"
     process.send(signal.SIGINT)
     assert await process.wait_exit() == 0
+    await observer.catch_up()
     assert healths(observer)[-1] == OFFLINE
 
 
@@ -497,6 +498,7 @@ async def test_a_stop_finishes_what_runs_and_says_goodbye(
         await observer.publish(f"{base_topic}/hall/in", {"message": "Quick", "id": "late0"}, qos=0)
         await observer.publish(f"{base_topic}/hall/in", {"message": "Quick", "id": "late1"})
         assert await process.wait_exit() == 0
+        await observer.catch_up()
         final = check_answer(observer.events("story"))
         assert (final["type"], final["reply"]) == ("final", "".join(LONG[:60]))
         late = observer.events("late0")
@@ -563,6 +565,7 @@ async def test_a_second_signal_ends_the_drain(
     process.terminate()
     assert await process.wait_exit() == 0
     assert time.monotonic() - begun < 1
+    await observer.catch_up()
     assert healths(observer)[-1] == OFFLINE
     process.start()
     assert (await observer.terminal("slow"))["type"] == "final"

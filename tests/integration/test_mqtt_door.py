@@ -307,6 +307,7 @@ async def test_the_goodbye_is_the_last_word(
         await newcomer.subscribe(f"{base_topic}/health")
         first = await newcomer.wait(lambda message: message.topic.endswith("/health"))
     assert first.field("status") == "offline"
+    await observer.catch_up()
     assert [one.field("status") for one in observer.on(f"{base_topic}/health")] == ["offline"]
 
 

@@ -326,6 +326,7 @@ async def test_request_and_response_by_mqtt_5(http: httpx.AsyncClient, watcher: 
     finals = [answer.json() for answer in answers]
     assert [final["reply"] for final in finals] == [f"You said: {one}" for one in questions]
     assert len({final["conversation_id"] for final in finals}) == len(questions), "a new conversation each time"
+    await watcher.catch_up()
     replies = [one for one in watcher.on("piagent/reply/node-red") if one.field("type") == "final"]
     asked = [one.properties for one in watcher.on("piagent/in")]
     assert {one["ResponseTopic"] for one in asked} == {"piagent/reply/node-red"}
