@@ -9,9 +9,8 @@ pydantic-settings would only cost the daemon a megabyte and 30 ms at start.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -253,15 +252,14 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         yield f"MAX_WAITING and MAX_CONCURRENT together may not exceed {MAX_INFLIGHT}"
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """Settings, and where each of them was found: a place, or `default`.
 
     `path` is the file that was asked for, to be read again at a reload; None looks for it anew.
     """
 
     settings: Settings
-    origins: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str]
     path: Path | None = None
 
 

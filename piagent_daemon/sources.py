@@ -19,7 +19,6 @@ CONFIG_VARIABLE: Final = "PIAGENT_CONFIG"
 CONFIG_PATHS: Final = (Path("piagent.toml"), Path("/etc/piagent/piagent.toml"))
 DOTENV_PATH: Final = Path(".env")
 MAX_FILE_BYTES: Final = 256 * 1024
-_HALF: Final = re.compile("[\ud800-\udfff]")
 
 
 class Found(NamedTuple):
@@ -261,7 +260,7 @@ class Reader:
 
 def _is_broken(value: Any) -> bool:
     """Tell whether this is a text out of bytes that are not UTF-8: Python reads those in the environment as halves."""
-    return isinstance(value, str) and _HALF.search(value) is not None
+    return isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _blank_lines(text: str) -> int:

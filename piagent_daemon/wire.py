@@ -10,7 +10,7 @@ from codecs import BOM_UTF8
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from piagent_daemon import images
@@ -237,7 +237,8 @@ def _parse_with_halves(payload: bytes) -> Any:
 
 def read_terminal(payload: bytes) -> FinalEvent | ErrorEvent:
     """Return a terminal event as an object again. Raises ValueError for anything else."""
-    return TypeAdapter[FinalEvent | ErrorEvent](FinalEvent | ErrorEvent).validate_json(payload)
+    noun = FinalEvent if object_in(payload).get("type") == "final" else ErrorEvent
+    return noun.model_validate_json(payload)
 
 
 def is_own_event(payload: bytes) -> bool:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
 from typing import Final
 
 from piagent_daemon import app, providers
@@ -31,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     loaded = load_settings(args.config)
-    loaded = replace(loaded, settings=plain(loaded.settings))
+    loaded = loaded._replace(settings=plain(loaded.settings))
     logging.getLogger("piagent").setLevel(logging.ERROR)
     notes = stderr()
     with _surroundings(loaded, notes) as settings, Chat(settings, "demo", wait_s=_DAEMON_WAIT_S) as chat:

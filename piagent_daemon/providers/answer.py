@@ -5,8 +5,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from piagent_daemon.contract import Usage
 from piagent_daemon.errors import PiagentError, ProviderError, ProviderTimeout, ProviderUnavailable
@@ -29,8 +28,7 @@ BATCH = 32
 INCOMPLETE = "the model server ended the answer without saying that it is complete"
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """An answer that the server gave up: its own words (what stood under "error"), or an error of ours."""
 
     error: Any

@@ -4,7 +4,6 @@ Kept apart from them so that both have the same meaning, and so that a store on 
 """
 
 import json
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from piagent_daemon.ports import Clock
@@ -34,14 +33,13 @@ class Batch(NamedTuple):
     wipe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
+class Contents(NamedTuple):
     """What a file has, oldest first. `boot` names the boot of the machine that its times count from."""
 
-    histories: list[HistoryRow] = field(default_factory=list)
-    requests: list[JournalRow] = field(default_factory=list)
-    notes: list[NoteRow] = field(default_factory=list)
-    boot: str = ""
+    histories: list[HistoryRow]
+    requests: list[JournalRow]
+    notes: list[NoteRow]
+    boot: str
 
 
 class Ledger:
