@@ -125,8 +125,12 @@ class Connection(httpx.AsyncBaseTransport):
         return bytes(event.data) if isinstance(event, h11.Data) else b""
 
     def rest(self) -> None:
-        """Be ready for another question when this answer was read to its end; else close."""
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+        """Be ready for another question when this answer was read to its end; else close.
+
+        What came behind the answer nobody asked for, and the next one would begin with it.
+        """
+        http = self._http
+        if http.our_state is h11.DONE and http.their_state is h11.DONE and not http.trailing_data[0]:
             self._http.start_next_cycle()
             self._expires = asyncio.get_running_loop().time() + KEEP_S
         else:

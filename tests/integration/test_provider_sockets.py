@@ -360,6 +360,15 @@ async def test_nothing_is_said_in_the_clear_that_should_be_hidden(scheme: str, t
         await Connection(tls).handle_async_request(httpx.Request("GET", f"{scheme}://127.0.0.1:1/"))
 
 
+@pytest.mark.parametrize("behind", [OK, b"\r\n", b"x"])
+async def test_what_comes_behind_an_answer_is_not_the_next_one(behind: bytes) -> None:
+    handler = Forgetful(first=OK + behind, last=b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext")
+    async with server(handler) as port, client() as http:
+        for _ in range(2):
+            assert (await http.post(f"http://127.0.0.1:{port}/", content=b"body")).text == "ok"
+    assert handler.log == [(1, 1), (2, 1)]
+
+
 async def test_it_is_not_sent_a_third_time_nor_over_a_connection_that_was_new() -> None:
     handler = Forgetful()
     async with server(handler) as port, client() as http:
