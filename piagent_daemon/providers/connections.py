@@ -232,11 +232,8 @@ class Connections:
             self._idle.pop().close()
 
     async def aclose(self) -> None:
-        """Close all of them, also those in use."""
+        """Close all of them, also those in use: who still reads is told so, and nobody is cancelled."""
         self._closed = True
-        leaving = list(self._leaving)
-        for task in leaving:
-            task.cancel()
-        await asyncio.gather(*leaving, return_exceptions=True)
         for connection in (*self._idle, *self._used):
             connection.close()
+        await asyncio.gather(*self._leaving, return_exceptions=True)

@@ -270,6 +270,27 @@ async def test_who_waits_for_an_answer_while_all_is_closed_asks_no_second_time()
     assert (questions, opened, closed) == (2, 1, 1)
 
 
+async def test_who_leaves_while_all_is_closed_is_not_cancelled() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        writer.write(OK.replace(b": 2", b": 9"))  # the rest never comes
+        await reader.read()
+
+    async with server(handler) as port, asyncio.timeout(5):
+        connections = Connections(None, keep=2)
+        connection = connections.take()
+        request = httpx.Request("POST", f"http://127.0.0.1:{port}/", content=b"body")
+        response = await connection.handle_async_request(request)
+
+        async def last() -> None:
+            await response.aread()
+
+        leaving = [connections.leave(connection, last), connections.leave(connections.take())]
+        await asyncio.sleep(0)
+        await connections.aclose()
+        await asyncio.gather(*leaving)
+
+
 async def test_a_connection_that_opens_while_all_is_closed_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, ended = asyncio.Event(), asyncio.Event()
 
