@@ -8,6 +8,8 @@ from typing import Final
 import httpx
 
 MAX_HELD_BYTES: Final = 262_144
+PIECE_BYTES: Final = 16_384
+"""So much is read at a time: others have their turn in between, also when a server sends thousands of tiny chunks."""
 KEEP_ALIVE: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 if hasattr(socket, "TCP_USER_TIMEOUT"):
     # A server whose power fails in a long model load says nothing any more: without these it would cost the whole
@@ -61,8 +63,10 @@ class Socket(asyncio.Protocol):
         return not (self._ended or self._received or transport is None or transport.get_write_buffer_size())
 
     async def read(self) -> bytes:
-        """Return what has come, b"" at the end. Raises httpx.ReadError."""
-        if not self._received and not self._ended:
+        """Return the next of what has come, b"" at the end. Raises httpx.ReadError."""
+        if self._received:
+            await asyncio.sleep(0)
+        elif not self._ended:
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
@@ -70,9 +74,9 @@ class Socket(asyncio.Protocol):
                 self._reader = None
         if not self._received and self._error:
             raise httpx.ReadError(str(self._error)) from self._error
-        data = bytes(self._received)
-        self._received.clear()
-        if self._paused and self._transport:
+        data = bytes(self._received[:PIECE_BYTES])
+        del self._received[:PIECE_BYTES]
+        if self._paused and self._transport and len(self._received) < MAX_HELD_BYTES // 2:
             self._paused = False
             self._transport.resume_reading()
         return data

@@ -365,6 +365,34 @@ async def test_an_answer_is_read_though_the_server_does_not_take_the_question() 
     assert (response.status_code, response.text) == (413, "no")
 
 
+async def test_others_have_their_turn_between_thousands_of_tiny_chunks() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 30_000)
+        await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    async with (
+        asyncio.timeout(10),
+        server(handler) as port,
+        client() as http,
+        http.stream("POST", f"http://127.0.0.1:{port}/", content=b"body") as response,
+    ):
+        await asyncio.sleep(0.1)  # until much is there
+        counting = asyncio.ensure_future(count())
+        assert len(await response.aread()) == 30_000
+        counting.cancel()
+    assert turns >= 5
+
+
 async def test_a_head_without_end_is_refused() -> None:
     with pytest.raises(httpx.RemoteProtocolError, match="too long"):
         await answered(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 30_000)
