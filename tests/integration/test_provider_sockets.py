@@ -450,3 +450,34 @@ async def test_the_same_over_tls(tmp_path: Path) -> None:
         for _ in range(2):
             assert (await http.post(f"https://127.0.0.1:{port}/", content=b"body")).text == "ok"
     assert handler.log == [(1, 1), (1, 2), (2, 1)]
+
+
+async def test_a_connection_is_not_kept_whose_server_has_not_taken_the_question() -> None:
+    answered = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await answered.wait()
+
+    async with server(handler) as port, asyncio.timeout(5):
+        for body, is_kept in ((b"body", True), (bytes(16 * 1_048_576), False)):
+            connection = Connection(None)
+            request = httpx.Request("POST", f"http://127.0.0.1:{port}/", content=body)
+            response = await connection.handle_async_request(request)
+            assert await response.aread() == b"ok"
+            assert connection.is_good == is_kept
+            connection.close()
+        answered.set()
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    _, certificate, key = make_certificates(tmp_path)
+
+    async def handler(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b""
+
+    async with server(handler, server_context(certificate, key)) as port:
+        for host in ("127.0.0.1", "localhost"):
+            with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                await connect(host, port, ssl.create_default_context(), 5)
