@@ -1,5 +1,6 @@
 """prompts/*.md -> Agent. Source: contract section 9."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from piagent_daemon.sources import read_text
 if TYPE_CHECKING:
     import yaml
 
+FRONT_MATTERS: Final = Path(__file__).with_name("front_matter.json")
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _FENCE: Final = re.compile(r"^---[ \t]*$", re.MULTILINE)
 _OPENING: Final = re.compile(r"(?:[ \t\ufeff]*\n)*\ufeff?---[ \t]*$", re.MULTILINE)
@@ -134,7 +136,7 @@ def read_agent(path: Path, *, check: bool = True) -> Agent:
         text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     except ValueError as error:
         raise ConfigError(f"{path} {error}") from None
-    front, first, body, body_line = _split(path, text)
+    front, first, body, body_line = split(path, text)
     meta, lines = _front_matter(path, front, first) if front.strip() else (FrontMatter(), Lines(first, {}))
     system = _system(path, body, body_line)
     if check and meta.context is not None:
@@ -157,7 +159,7 @@ def misplaced(agent: Agent, error: ConfigError) -> ConfigError:
     return ConfigError(*(f"{agent.provider_place}: provider: {problem}" for problem in problems))
 
 
-def _split(path: Path, text: str) -> tuple[str, int, str, int]:
+def split(path: Path, text: str) -> tuple[str, int, str, int]:
     """Return front matter, as many lines down as in the file, and system prompt, each with the line it begins on."""
     first = _OPENING.match(text)
     if not first:
@@ -172,7 +174,29 @@ def _split(path: Path, text: str) -> tuple[str, int, str, int]:
 
 def _front_matter(path: Path, front: str, first: int) -> tuple[FrontMatter, Lines]:
     """Read a front matter that begins on the line `first`."""
-    import yaml  # noqa: PLC0415 (only for files with front matter)
+    known = _packaged_front_matters().get(front)
+    content, lines = (known, Lines(first, {})) if known else read_yaml(path, front, first)
+    try:
+        meta = FrontMatter.model_validate(content)
+    except ValidationError as error:
+        found = explain(error, nested=("options", "filler"))
+        raise ConfigError(*(f"{path}:{lines.of(finding.key)}: {_told(finding)}" for finding in found)) from None
+    return meta, lines
+
+
+@cache
+def _packaged_front_matters() -> dict[str, dict[str, Any]]:
+    """Return what the front matters of the packaged prompts say, by their text.
+
+    They are read beforehand (`python -m tests.generated`): loading YAML would be a twentieth of each start.
+    """
+    found: dict[str, dict[str, Any]] = json.loads(FRONT_MATTERS.read_text("utf-8"))
+    return found
+
+
+def read_yaml(path: Path, front: str, first: int) -> tuple[dict[str, Any], Lines]:
+    """Return the keys and values of a front matter that begins on the line `first`. Raises ConfigError."""
+    import yaml  # noqa: PLC0415 (only for prompts of the user's own)
 
     try:
         loader = _loader()(front)
@@ -186,17 +210,12 @@ def _front_matter(path: Path, front: str, first: int) -> tuple[FrontMatter, Line
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ConfigError(f"{path}:{first}: this is not YAML that can be used") from None
     if content is None:
-        return FrontMatter(), Lines(first, {})
+        return {}, Lines(first, {})
     if not isinstance(content, dict):
         raise ConfigError(f"{path}:{first}: the front matter should be lines of key: value")
     pairs = node.value if isinstance(node, yaml.MappingNode) else ()
     lines = Lines(first, {str(key.value): key.start_mark.line + 1 for key, _ in pairs})
-    try:
-        meta = FrontMatter.model_validate({str(key): value for key, value in content.items()})
-    except ValidationError as error:
-        found = explain(error, nested=("options", "filler"))
-        raise ConfigError(*(f"{path}:{lines.of(finding.key)}: {_told(finding)}" for finding in found)) from None
-    return meta, lines
+    return {str(key): value for key, value in content.items()}, lines
 
 
 def _told(finding: Finding) -> str:

@@ -1,4 +1,6 @@
-"""Makes what would else be written twice: parts of the README, deploy/piagent.toml (`python -m tests.generated`)."""
+"""Makes what would else be written twice (`python -m tests.generated`): parts of the README, deploy/piagent.toml, and
+the front matter of the packaged prompts as the daemon reads it without YAML.
+"""
 
 import ast
 import json
@@ -6,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from piagent_daemon import agents
 from piagent_daemon.settings import Settings
 from piagent_daemon.settings_table import Row, table
 from tests.unit.test_layers import LAYERS
@@ -83,6 +86,15 @@ def settings_toml() -> str:
     )
 
 
+def front_matters() -> str:
+    """Return what the front matters of the packaged prompts say, as JSON by their text."""
+    found = {}
+    for path in sorted(agents.packaged_prompts().glob("*.md")):
+        front, first, _, _ = agents.split(path, path.read_text())
+        found[front], _ = agents.read_yaml(path, front, first)
+    return json.dumps(found, ensure_ascii=False, indent=1) + "\n"
+
+
 def readme(text: str) -> str:
     """Return the text of the README with its made parts as they should be."""
     for name, make in PARTS.items():
@@ -114,3 +126,4 @@ def _toml_value(row: Row) -> str:
 if __name__ == "__main__":
     README.write_text(readme(README.read_text()))
     TOML.write_text(settings_toml())
+    agents.FRONT_MATTERS.write_text(front_matters())

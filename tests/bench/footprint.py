@@ -21,7 +21,7 @@ YARDSTICK = "import asyncio, paho.mqtt.client, httpx"
 YARDSTICK_MS = 81
 """What these imports took on the machine on which the bounds of the start were set."""
 LINE = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \| +(\S+)$", re.MULTILINE)
-NEVER = ("sqlite3", "tqdm", "amqtt", "httpcore", "anyio")
+NEVER = ("sqlite3", "tqdm", "amqtt", "httpcore", "anyio", "yaml")
 USED = {"ollama", "memory", "mqtt"}
 RIVALS = {
     path.partition(":")[0] for table in (PROVIDERS, STORES, DOORS) for name, path in table.items() if name not in USED

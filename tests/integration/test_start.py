@@ -88,9 +88,11 @@ def test_asking_a_model_server_needs_no_second_event_loop_nor_a_pool() -> None:
     assert sorted(done.stdout.split()) == ["h11", "httpx"]
 
 
-def test_the_packaged_agents_need_no_template_engine() -> None:
+@pytest.mark.parametrize("library", ["jinja2", "yaml"])
+def test_the_packaged_agents_need_neither_template_engine_nor_yaml(library: str) -> None:
     code = (
-        "import sys; from piagent_daemon.agents import load_agents; load_agents(None); print('jinja2' in sys.modules)"
+        "import sys; from piagent_daemon.agents import load_agents; load_agents(None); "
+        f"print({library!r} in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert shown.stdout.strip() == "False"

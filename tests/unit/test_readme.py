@@ -48,6 +48,7 @@ def section(title: str) -> str:
 def test_the_made_parts_are_up_to_date() -> None:
     assert generated.readme(README) == README, "python -m tests.generated"
     assert generated.TOML.read_text() == generated.settings_toml(), "python -m tests.generated"
+    assert agents.FRONT_MATTERS.read_text() == generated.front_matters(), "python -m tests.generated"
 
 
 def test_the_example_file_holds_the_defaults() -> None:
