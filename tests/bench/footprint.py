@@ -13,7 +13,7 @@ from tests.bench.harness import PIAGENT, Figure, Lab, alternate, ask, collect, f
 from tests.bench.model_server import Plan
 from tests.bench.process import Process, pause, python
 
-STARTS, IMPORTS = 7, 5
+STARTS, IMPORTS = 7, 11
 IDLE_S = 30
 CONVERSATIONS, TURNS = 500, 8
 QUESTION = "Which of the lamps on the ground floor are still on, and how warm will it be tomorrow at noon? " * 2
