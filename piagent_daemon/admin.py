@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from piagent_daemon.catalogue import Catalogue
 from piagent_daemon.contract import AdminError, AdminResponse
 from piagent_daemon.defaults import Chooser
-from piagent_daemon.errors import Busy, InternalError, InvalidRequest, PiagentError
+from piagent_daemon.errors import Busy, InternalError, InvalidRequest, OutOfBounds, PiagentError
 from piagent_daemon.ladder import Ladder
 from piagent_daemon.ports import Clock, ConversationStore
 from piagent_daemon.reporting import Reporting
@@ -23,7 +23,7 @@ from piagent_daemon.turn import Config
 from piagent_daemon.values import Delivery, Ticket
 from piagent_daemon.warmup import Warmup
 from piagent_daemon.watch import ProviderWatch
-from piagent_daemon.wire import check_values
+from piagent_daemon.wire import check_values, fields_in
 
 log = logging.getLogger("piagent.admin")
 
@@ -87,9 +87,12 @@ class AdminDesk:
         """Answer one admin request; see `ports.Admin`."""
         answer: dict[str, Any] = {}
         try:
-            params = _params(payload)
-            if "transaction" in params:
-                answer["transaction"] = params.pop("transaction")
+            try:
+                params = _params(payload)
+            except OutOfBounds:
+                answer |= _transaction(fields_in(payload))
+                raise
+            answer |= _transaction(params)
             async with aclosing(self._run(method, params, answer.get("transaction"), delivery)) as steps:
                 async for step in steps:
                     if isinstance(step, Progress):
@@ -165,6 +168,11 @@ def _params(payload: bytes) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise InvalidRequest("The parameters are not a JSON object.")
     return params
+
+
+def _transaction(params: dict[str, Any]) -> dict[str, Any]:
+    """Take out of `params` what the asker wants echoed, if anything."""
+    return {"transaction": params.pop("transaction")} if "transaction" in params else {}
 
 
 def _name(transaction: Any) -> str:

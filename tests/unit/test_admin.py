@@ -125,6 +125,11 @@ async def test_what_cannot_be_understood_is_an_error(world: World, method: str, 
     assert not re.search(r"Input|\[|\^", message), "what pydantic says to programmers"
 
 
+async def test_what_is_too_much_to_be_read_is_refused_with_its_transaction(world: World) -> None:
+    refused = await world.ask("llm/embed", b'{"transaction": "T1", "input": [%s1]}' % (b"1," * 60_000))
+    assert (refused["status"], refused["transaction"]) == ("error", "T1")
+
+
 async def test_a_failure_of_the_model_server_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail() -> Any:
         raise ProviderUnavailable("The model server is away.")
